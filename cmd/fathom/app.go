@@ -1,0 +1,135 @@
+// Copyright The Fathom Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"syscall"
+
+	"github.com/charmbracelet/x/term"
+)
+
+// The exit codes of every command.
+const (
+	exitDone   = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+// app is what the commands share: the standard streams, the environment and the log.
+// Commands write results to stdout and everything else to stderr.
+type app struct {
+	stdin          io.Reader
+	stdout, stderr io.Writer
+	// The streams that are terminals, as far as colours, progress and live views go.
+	stdinTerminal, stdoutTerminal, stderrTerminal bool
+
+	lookupEnv func(string) (string, bool)
+
+	// log is for diagnostics; it shows warnings, and everything with --verbose.
+	log   *slog.Logger
+	level slog.LevelVar
+
+	// started is set when a command's own work begins: an error before that is one of usage.
+	started bool
+}
+
+func newApp() *app {
+	a := &app{
+		stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr,
+		stdinTerminal:  term.IsTerminal(os.Stdin.Fd()),
+		stdoutTerminal: term.IsTerminal(os.Stdout.Fd()),
+		stderrTerminal: term.IsTerminal(os.Stderr.Fd()),
+		lookupEnv:      os.LookupEnv,
+	}
+	a.level.Set(slog.LevelWarn)
+	a.log = slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: &a.level}))
+	return a
+}
+
+// run runs the command line and gives the exit code.
+func (a *app) run(ctx context.Context, argv []string) int {
+	root := newRootCommand(a)
+	root.SetArgs(commandLine(argv))
+	cmd, err := root.ExecuteContextC(ctx)
+	if err == nil {
+		return exitDone
+	}
+	code := exitFailed
+	if _, ok := errors.AsType[*usageError](err); ok || !a.started {
+		code = exitUsage
+	}
+	switch {
+	case errors.Is(err, errQuiet), errors.Is(err, syscall.EPIPE):
+		// Already reported, or nobody is reading.
+	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
+		fmt.Fprintf(a.stderr, "%s: interrupted\n", cmd.CommandPath())
+	default:
+		fmt.Fprintf(a.stderr, "%s: %v\n", cmd.CommandPath(), err)
+		if h := hintFor(err); h != "" {
+			fmt.Fprintf(a.stderr, "%s\n", h)
+		}
+		if code == exitUsage {
+			fmt.Fprintf(a.stderr, "See '%s --help'.\n", cmd.CommandPath())
+		}
+	}
+	return code
+}
+
+// printJSON writes v to stdout as indented JSON, for commands whose result is one document.
+// Commands with a stream of results write JSON Lines instead.
+func (a *app) printJSON(v any) error {
+	w := bufio.NewWriter(a.stdout)
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return err
+	}
+	return w.Flush()
+}
+
+// errQuiet makes the program exit with exitFailed without another word: the command has said why.
+var errQuiet = errors.New("failed")
+
+// usageError makes the program exit with exitUsage.
+type usageError struct{ err error }
+
+func (e *usageError) Error() string { return e.err.Error() }
+func (e *usageError) Unwrap() error { return e.err }
+
+// usagef makes an error that says that the command was called wrongly.
+func usagef(format string, args ...any) error {
+	return &usageError{fmt.Errorf(format, args...)}
+}
+
+// hintError carries a line that tells the user what to do about an error.
+type hintError struct {
+	error
+	hint string
+}
+
+func (e *hintError) Unwrap() error { return e.error }
+
+// withHint adds a line to an error that tells what to do about it. It keeps a nil error nil.
+func withHint(err error, hint string) error {
+	if err == nil {
+		return nil
+	}
+	return &hintError{err, hint}
+}
+
+func hintFor(err error) string {
+	if e, ok := errors.AsType[*hintError](err); ok {
+		return e.hint
+	}
+	return ""
+}

@@ -1,0 +1,197 @@
+// Copyright The Fathom Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// The groups that help lists commands under.
+const (
+	groupMeasure = "Measure"
+	groupLab     = "Build networks"
+	groupProgram = "The program"
+)
+
+// commands is the table of contents: help shows them in this order. A group's commands stand together.
+var commands = []struct {
+	group string
+	new   func(*app) *cobra.Command
+}{
+	{groupProgram, newVersionCommand},
+	{groupProgram, newCompletionCommand},
+	{groupProgram, newManCommand},
+}
+
+// calledAs gives the subcommand for each name of a link to the program that is a command of its own.
+var calledAs = map[string]string{}
+
+// commandLine gives the arguments for the root command: argv without the program's name, or with
+// the subcommand in place of a name in calledAs.
+func commandLine(argv []string) []string {
+	if len(argv) == 0 {
+		return []string{}
+	}
+	name := strings.TrimSuffix(filepath.Base(argv[0]), ".exe")
+	if sub, ok := calledAs[name]; ok {
+		return append([]string{sub}, argv[1:]...)
+	}
+	return argv[1:]
+}
+
+func newRootCommand(a *app) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "fathom",
+		Short: "Measure networks to their depth",
+		Long: `Fathom shows every path between hosts, from the wire up: probes by the
+hundred thousand, traces that see load balancers, a live view of a path, and
+a lab that builds whole networks on one machine without root.`,
+		Version:       buildVersion().Version,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	root.SetIn(a.stdin)
+	root.SetOut(a.stdout)
+	root.SetErr(a.stderr)
+	root.SetUsageTemplate(usageTemplate)
+	root.SetVersionTemplate("{{.Name}} {{.Version}}\n")
+	root.CompletionOptions.DisableDefaultCmd = true // ours documents itself better
+	root.SuggestionsMinimumDistance = 2
+	root.SetHelpCommandGroupID(groupProgram)
+	root.SetFlagErrorFunc(flagError)
+
+	verbose := root.PersistentFlags().Bool("verbose", false, "show diagnostics on standard error")
+	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
+		if err := a.applyEnv(cmd); err != nil {
+			return err
+		}
+		if *verbose {
+			a.level.Set(slog.LevelDebug)
+		}
+		return nil
+	}
+
+	cobra.EnableCommandSorting = false // keep the order of the table
+	for _, c := range commands {
+		if !root.ContainsGroup(c.group) {
+			root.AddGroup(&cobra.Group{ID: c.group, Title: c.group + ":"})
+		}
+		cmd := c.new(a)
+		cmd.GroupID = c.group
+		root.AddCommand(cmd)
+	}
+	a.prepare(root)
+	return root
+}
+
+// prepare finishes a command and all below it: usage errors are told from failures by whether
+// the command's own code was reached, and a command that only groups others refuses to do nothing.
+func (a *app) prepare(cmd *cobra.Command) {
+	for _, sub := range cmd.Commands() {
+		a.prepare(sub)
+	}
+	cmd.Flags().SortFlags = false
+	cmd.DisableFlagsInUseLine = true // the usage template says it in our words
+	cmd.SuggestionsMinimumDistance = 2
+	switch run := cmd.RunE; {
+	case run != nil:
+		cmd.RunE = func(cmd *cobra.Command, args []string) error {
+			a.started = true
+			return run(cmd, args)
+		}
+	case cmd.HasSubCommands():
+		cmd.Args = cobra.ArbitraryArgs
+		cmd.RunE = func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usagef("unknown command %q%s", args[0], didYouMean(cmd.SuggestionsFor(args[0])))
+			}
+			cmd.SetOut(a.stderr)
+			if err := cmd.Help(); err != nil {
+				return err
+			}
+			return &usageError{errQuiet}
+		}
+	}
+}
+
+func flagError(cmd *cobra.Command, err error) error {
+	if e, ok := errors.AsType[*pflag.NotExistError](err); ok && e.GetSpecifiedShortnames() == "" {
+		// Cobra measures the distance between command names only: lend it the options' names.
+		names := &cobra.Command{SuggestionsMinimumDistance: 2}
+		cmd.Flags().VisitAll(func(f *pflag.Flag) {
+			if !f.Hidden {
+				names.AddCommand(&cobra.Command{Use: f.Name, Run: func(*cobra.Command, []string) {}})
+			}
+		})
+		suggestions := names.SuggestionsFor(e.GetSpecifiedName())
+		for i, s := range suggestions {
+			suggestions[i] = "--" + s
+		}
+		return usagef("unknown option --%s%s", e.GetSpecifiedName(), didYouMean(suggestions))
+	}
+	if e, ok := errors.AsType[*pflag.InvalidValueError](err); ok {
+		return usagef("option --%s %q: %w", e.GetFlag().Name, e.GetValue(), valueError(e.GetFlag(), e.Unwrap()))
+	}
+	return &usageError{err}
+}
+
+// valueError says in plain words what an option of a basic type takes. Options with types of their
+// own explain themselves.
+func valueError(f *pflag.Flag, err error) error {
+	switch f.Value.Type() {
+	case "bool":
+		return errors.New("want true or false")
+	case "duration":
+		return errors.New("want a duration such as 500ms, 2s or 1m")
+	case "int", "uint", "uint8", "uint16", "uint32", "uint64", "int64":
+		if errors.Is(err, strconv.ErrRange) {
+			return errors.New("number out of range")
+		}
+		return errors.New("want a whole number")
+	case "float64":
+		return errors.New("want a number")
+	}
+	return err
+}
+
+func didYouMean(suggestions []string) string {
+	if len(suggestions) == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" (did you mean %s?)", strings.Join(suggestions, " or "))
+}
+
+// usageTemplate is cobra's with our words, wrapped, and a note on the environment.
+const usageTemplate = `Usage:{{if and .Runnable (not .HasAvailableSubCommands)}}
+  {{.UseLine}} [OPTION...]{{end}}{{if .HasAvailableSubCommands}}
+  {{.CommandPath}} COMMAND [OPTION...]{{end}}{{if .HasExample}}
+
+Examples:
+{{.Example}}{{end}}{{if .HasAvailableSubCommands}}{{$cmds := .Commands}}{{if .Groups}}{{range $group := .Groups}}
+
+{{.Title}}{{range $cmds}}{{if and (eq .GroupID $group.ID) (or .IsAvailableCommand (eq .Name "help"))}}
+  {{rpad .Name .NamePadding}} {{.Short}}{{end}}{{end}}{{end}}{{else}}
+
+Commands:{{range $cmds}}{{if or .IsAvailableCommand (eq .Name "help")}}
+  {{rpad .Name .NamePadding}} {{.Short}}{{end}}{{end}}{{end}}{{end}}{{if .HasAvailableLocalFlags}}
+
+Options:
+{{.LocalFlags.FlagUsagesWrapped 100 | trimTrailingWhitespaces}}{{end}}{{if .HasAvailableInheritedFlags}}
+
+Options of every command:
+{{.InheritedFlags.FlagUsagesWrapped 100 | trimTrailingWhitespaces}}{{end}}{{if .HasAvailableSubCommands}}
+
+'{{.CommandPath}} COMMAND --help' explains a command.{{end}}{{if .HasAvailableFlags}}
+
+Each long option --some-name also reads the environment variable FATHOM_SOME_NAME;
+the option wins.{{end}}
+`
