@@ -1,0 +1,149 @@
+// Copyright The Fathom Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package rawio
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// KernelHost is the [Host] of the running system. Apart from Wake, its
+// methods belong to one goroutine.
+type KernelHost struct {
+	poller *Poller
+	open   map[*socket]struct{}
+	// route is an unbound UDP socket per version: connecting it asks the routing
+	// table and sends nothing.
+	route [2]int
+}
+
+var _ Host = (*KernelHost)(nil)
+
+// NewHost returns the kernel's Host, for the network namespace of the calling thread.
+func NewHost() (*KernelHost, error) {
+	p, err := NewPoller()
+	if err != nil {
+		return nil, err
+	}
+	h := &KernelHost{poller: p, open: make(map[*socket]struct{}), route: [2]int{-1, -1}}
+	for i, family := range [...]int{unix.AF_INET, unix.AF_INET6} {
+		// Not fatal: a system may be without one of the versions.
+		if fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err == nil {
+			h.route[i] = fd
+			_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BROADCAST, 1)
+		}
+	}
+	return h, nil
+}
+
+// Poller gives access to the wait, for descriptors that are not a Conn.
+func (h *KernelHost) Poller() *Poller { return h.poller }
+
+// Open implements [Host].
+func (h *KernelHost) Open(s Spec) (Conn, error) {
+	c, err := openSocket(s)
+	if err != nil {
+		return nil, err
+	}
+	h.open[c] = struct{}{}
+	index := -1
+	// The error queue of a pure sender holds departure stamps, which its owner
+	// reads when it wants them; watching it would end every wait at once.
+	if s.Kind != RawHeader {
+		index = h.poller.Add(c.fd, Readable)
+	}
+	c.onClose = func() {
+		if index >= 0 {
+			h.poller.Remove(index)
+		}
+		delete(h.open, c)
+	}
+	return c, nil
+}
+
+// Source implements [Host].
+func (h *KernelHost) Source(dst netip.Addr, via Route) (netip.Addr, error) {
+	fd := h.route[0]
+	if dst.Is6() {
+		fd = h.route[1]
+	}
+	if fd < 0 {
+		return netip.Addr{}, fmt.Errorf("route to %v: %w", dst, unix.EAFNOSUPPORT)
+	}
+	if via != (Route{}) {
+		family := unix.AF_INET
+		if dst.Is6() {
+			family = unix.AF_INET6
+		}
+		var err error
+		if fd, err = unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+			return netip.Addr{}, fmt.Errorf("route to %v: %w", dst, err)
+		}
+		defer unix.Close(fd)
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BROADCAST, 1)
+		if via.Interface != "" {
+			if err := unix.BindToDevice(fd, via.Interface); err != nil {
+				return netip.Addr{}, fmt.Errorf("route to %v through %s: %w", dst, via.Interface, err)
+			}
+		}
+		if via.Mark != 0 {
+			if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, int(via.Mark)); err != nil {
+				return netip.Addr{}, fmt.Errorf("route to %v with mark %d: %w", dst, via.Mark, err)
+			}
+		}
+	}
+	// Disconnecting first makes the kernel forget the address it chose last time.
+	_ = unix.Connect(fd, &unix.SockaddrUnspec{})
+	if err := unix.Connect(fd, sockaddr(netip.AddrPortFrom(dst, 1))); err != nil {
+		return netip.Addr{}, fmt.Errorf("route to %v: %w", dst, err)
+	}
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("route to %v: %w", dst, err)
+	}
+	return fromSockaddr(sa).Addr(), nil
+}
+
+// CheckLocal implements [Host].
+func (h *KernelHost) CheckLocal(addr netip.Addr) error {
+	family := unix.AF_INET
+	if addr.Is6() {
+		family = unix.AF_INET6
+	}
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("check local address %v: %w", addr, err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Bind(fd, sockaddr(netip.AddrPortFrom(addr, 0))); err != nil {
+		return fmt.Errorf("local address %v: %w", addr, err)
+	}
+	return nil
+}
+
+// IfIndex implements [Host].
+func (h *KernelHost) IfIndex(name string) (int, error) { return interfaceIndex(name) }
+
+// Wait implements [Host].
+func (h *KernelHost) Wait(timeout time.Duration) error { return h.poller.Wait(timeout) }
+
+// Wake implements [Host].
+func (h *KernelHost) Wake() { h.poller.Wake() }
+
+// Close implements [Host].
+func (h *KernelHost) Close() error {
+	for c := range h.open {
+		c.Close()
+	}
+	for i, fd := range h.route {
+		if fd >= 0 {
+			unix.Close(fd)
+			h.route[i] = -1
+		}
+	}
+	return h.poller.Close()
+}
