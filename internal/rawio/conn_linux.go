@@ -20,6 +20,12 @@ import (
 // and class (24 each) and an extended error with its offender (72).
 const controlSize = 256
 
+// mmsghdr is struct mmsghdr of recvmmsg(2) and sendmmsg(2).
+type mmsghdr struct {
+	hdr unix.Msghdr
+	n   uint32
+}
+
 // vector is the memory that one sendmmsg or recvmmsg call works on.
 type vector struct {
 	hdrs  [BatchSize]mmsghdr
@@ -381,7 +387,7 @@ func (c *socket) receive(msgs []Message, flags int) (int, error) {
 // take copies what the kernel said about message i into m.
 func (c *socket) take(v *vector, i int, m *Message, named bool) {
 	h := &v.hdrs[i]
-	m.N = min(int(h.len), len(m.Data))
+	m.N = min(int(h.n), len(m.Data))
 	m.Truncated = h.hdr.Flags&unix.MSG_TRUNC != 0
 	m.Time, m.TTL, m.TOS = 0, 0, 0
 	m.Failure = Failure{}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -97,7 +98,7 @@ func (h *KernelHost) Source(dst netip.Addr, via Route) (netip.Addr, error) {
 		}
 	}
 	// Disconnecting first makes the kernel forget the address it chose last time.
-	_ = unix.Connect(fd, &unix.SockaddrUnspec{})
+	disconnect(fd)
 	if err := unix.Connect(fd, sockaddr(netip.AddrPortFrom(dst, 1))); err != nil {
 		return netip.Addr{}, fmt.Errorf("route to %v: %w", dst, err)
 	}
@@ -106,6 +107,12 @@ func (h *KernelHost) Source(dst netip.Addr, via Route) (netip.Addr, error) {
 		return netip.Addr{}, fmt.Errorf("route to %v: %w", dst, err)
 	}
 	return fromSockaddr(sa).Addr(), nil
+}
+
+// disconnect undoes connect(2), by connecting to an address without a family.
+func disconnect(fd int) {
+	sa := unix.RawSockaddr{Family: unix.AF_UNSPEC}
+	unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&sa)), unsafe.Sizeof(sa))
 }
 
 // CheckLocal implements [Host].
