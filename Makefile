@@ -1,0 +1,120 @@
+# Copyright The Fathom Authors
+# SPDX-License-Identifier: Apache-2.0
+#
+# `make help` lists the targets. A target is a short sentence after ##; everything else is a detail.
+
+SHELL         := bash
+.SHELLFLAGS   := -euo pipefail -c
+MAKEFLAGS     += --no-print-directory
+.DEFAULT_GOAL := help
+
+GO        ?= go
+TOOL      := $(GO) tool -modfile=tools/go.mod
+BUILD     := $(GO) build -trimpath -ldflags="-s -w"
+FUZZTIME  ?= 10s
+BENCHTIME ?= 1s
+PREFIX    ?= /usr/local
+
+# One static program: no C library is linked. Only the race detector needs C.
+export CGO_ENABLED ?= 0
+
+# What promises to compile on systems that are not Linux; everything else is Linux only.
+PORTABLE  := packet probe trace cmd/fathom
+# What promises to work for an ordinary user; these tests run twice when root runs them.
+ROOTLESS  := internal/rawio lab probe trace cmd/fathom cmd/mtr-packet
+# A folder that is not there yet is not there to be tested.
+here       = $(patsubst %,./%,$(wildcard $(1)))
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+## Daily work
+
+.PHONY: build demo test race cover fuzz bench lint
+build: ## build every program into ./build
+	@mkdir -p build
+	$(BUILD) -o build/ ./cmd/...
+
+demo: ## a tour of what Fathom does, in a network of its own; needs no root
+	$(GO) run ./cmd/fathom demo
+
+test: deps ## install what the tests use (as root, through apt-get), then run every test
+	$(GO) build ./...
+	$(GO) test -shuffle=on -p=1 ./...
+	@$(MAKE) test-rootless
+
+.PHONY: test-rootless
+test-rootless: ## run the tests that promise to need no root as an ordinary user
+	@GO="$(GO)" tools/rootless test $(call here,$(ROOTLESS))
+
+race: deps-race ## run every test under the race detector
+	CGO_ENABLED=1 $(GO) test -race -shuffle=on -p=1 ./...
+
+cover: ## measure test coverage into build/cover.html
+	@mkdir -p build
+	$(GO) test -coverpkg=./... -coverprofile=build/cover.out ./...
+	$(GO) tool cover -html=build/cover.out -o build/cover.html
+	@$(GO) tool cover -func=build/cover.out | tail -n 1
+
+fuzz: ## fuzz every target for FUZZTIME (10s)
+	@GO="$(GO)" FUZZTIME="$(FUZZTIME)" tools/fuzz
+
+bench: ## run every benchmark for BENCHTIME (1s; 1x runs each once)
+	$(GO) test -run='^$$' -bench=. -benchmem -benchtime=$(BENCHTIME) -p=1 ./...
+
+.PHONY: bench-peers
+bench-peers: deps ## measure Fathom side by side with mtr-packet, fping and a bare loop
+	$(GO) run ./internal/benchpeers
+
+lint: ## format, vet, tidy and golangci-lint checks; changes nothing
+	@unformatted=$$($(TOOL) gofumpt -l .); \
+	if [[ -n $$unformatted ]]; then echo "not formatted (run make format):"; echo "$$unformatted"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) mod tidy -diff
+	$(TOOL) golangci-lint run ./...
+
+.PHONY: format
+format: ## format the source with gofumpt
+	$(TOOL) gofumpt -w .
+
+## Other machines, and installing
+
+.PHONY: cross
+cross: ## compile for the other systems and processors that Fathom promises
+	$(call cross,darwin,arm64,$(call here,$(PORTABLE)))
+	$(call cross,freebsd,amd64,$(call here,$(PORTABLE)))
+	$(call cross,windows,amd64,$(call here,$(PORTABLE)))
+	$(call cross,linux,arm64,./...)
+
+# Vet compiles the tests as well; build alone would let them rot.
+cross = GOOS=$(1) GOARCH=$(2) $(GO) build -o /dev/null $(3) && GOOS=$(1) GOARCH=$(2) $(GO) vet $(3)
+
+.PHONY: man completions install clean
+man: build ## write the manual pages into build/man
+	@mkdir -p build/man
+	build/fathom man build/man
+
+completions: build ## write the shell completions into build/completions
+	@mkdir -p build/completions
+	build/fathom completion bash > build/completions/fathom.bash
+	build/fathom completion zsh > build/completions/_fathom
+	build/fathom completion fish > build/completions/fathom.fish
+
+install: build man completions ## install programs, manual and completions under PREFIX (/usr/local)
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1
+	install -m 0755 build/fathom build/mtr-packet $(DESTDIR)$(PREFIX)/bin/
+	install -m 0644 build/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1/
+	install -D -m 0644 build/completions/fathom.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/fathom
+	install -D -m 0644 build/completions/_fathom $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_fathom
+	install -D -m 0644 build/completions/fathom.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/fathom.fish
+
+clean: ## remove ./build
+	rm -rf build
+
+.PHONY: deps deps-race
+deps: ## install the programs that the tests compare with
+	@tools/deps mtr:mtr-tiny fping:fping ping:iputils-ping ip:iproute2 nft:nftables
+
+deps-race: deps
+	@tools/deps gcc:gcc /usr/include/stdlib.h:libc6-dev
