@@ -1,0 +1,390 @@
+// Copyright The Fathom Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/pelletier/go-toml/v2"
+)
+
+// ReadFile reads and validates a topology file. A topology that names itself nothing is named
+// after the file.
+func ReadFile(path string) (*Topology, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, MaxFileSize+1))
+	if err != nil {
+		return nil, err
+	}
+	t, err := Parse(data)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	if base, _, _ := strings.Cut(filepath.Base(path), "."); t.Name == "" && validName(base) {
+		t.Name = base
+	}
+	return t, nil
+}
+
+// Parse decodes and validates a topology in TOML; docs/guides/lab.md lists the keys. The error
+// of a malformed file shows the offending line.
+func Parse(data []byte) (*Topology, error) {
+	if len(data) > MaxFileSize {
+		return nil, fmt.Errorf("%w: file is longer than %d bytes", ErrTopology, MaxFileSize)
+	}
+	var f file
+	dec := toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields()
+	if err := dec.Decode(&f); err != nil {
+		if strict, ok := errors.AsType[*toml.StrictMissingError](err); ok {
+			return nil, fmt.Errorf("%w: unknown key\n%s", ErrTopology, strict.String())
+		}
+		if decode, ok := errors.AsType[*toml.DecodeError](err); ok {
+			return nil, fmt.Errorf("%w: %w\n%s", ErrTopology, decode, decode.String())
+		}
+		return nil, fmt.Errorf("%w: %w", ErrTopology, err)
+	}
+	t, err := f.topology()
+	if err != nil {
+		return nil, err
+	}
+	if err := t.Validate(); err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+// MustParse is [Parse] for topologies written in a program. It panics on a malformed one.
+func MustParse(text string) *Topology {
+	t, err := Parse([]byte(text))
+	if err != nil {
+		panic(err)
+	}
+	return t
+}
+
+// The structs below are the file's form of the exported ones: text for durations, rates and
+// prefixes, inline tables for directions.
+
+type file struct {
+	Name   string                `toml:"name"`
+	Host   map[string]fileHost   `toml:"host"`
+	Router map[string]fileRouter `toml:"router"`
+	Bridge map[string]fileBridge `toml:"bridge"`
+	NAT    map[string]fileNAT    `toml:"nat"`
+	Wire   []fileWire            `toml:"wire"`
+	Route  []fileRoute           `toml:"route"`
+}
+
+type fileHost struct {
+	Addresses []prefixText `toml:"addresses"`
+	Routes    []fileRoute  `toml:"routes"`
+}
+
+type fileBehaviour struct {
+	Silent      bool         `toml:"silent"`
+	SilentPing  bool         `toml:"silent_ping"`
+	ICMPRate    float64      `toml:"icmp_rate"`
+	ICMPBurst   int          `toml:"icmp_burst"`
+	ICMPDelay   durationText `toml:"icmp_delay"`
+	ErrorSource []netip.Addr `toml:"error_source"`
+	MPLS        []fileLabel  `toml:"mpls"`
+	Balance     balanceText  `toml:"balance"`
+	Firewall    []fileRule   `toml:"firewall"`
+}
+
+type fileLabel struct {
+	Label uint32 `toml:"label"`
+	TC    uint8  `toml:"tc"`
+	TTL   *uint8 `toml:"ttl"`
+}
+
+type fileRule struct {
+	Action   actionText `toml:"action"`
+	Protocol string     `toml:"protocol"`
+	From     prefixText `toml:"from"`
+	To       prefixText `toml:"to"`
+	Port     uint16     `toml:"port"`
+}
+
+type fileRouter struct {
+	Addresses  []prefixText `toml:"addresses"`
+	Routes     []fileRoute  `toml:"routes"`
+	Adjustable bool         `toml:"adjustable"`
+	fileBehaviour
+}
+
+type fileBridge struct {
+	Subnets []prefixText `toml:"subnets"`
+}
+
+type fileNAT struct {
+	Addresses []prefixText `toml:"addresses"`
+	Routes    []fileRoute  `toml:"routes"`
+	Outside   string       `toml:"outside"`
+	Type      natTypeText  `toml:"type"`
+	Hairpin   bool         `toml:"hairpin"`
+	Timeout   durationText `toml:"timeout"`
+	fileBehaviour
+}
+
+type fileImpairment struct {
+	Delay     durationText `toml:"delay"`
+	Jitter    durationText `toml:"jitter"`
+	Loss      float64      `toml:"loss"`
+	Duplicate float64      `toml:"duplicate"`
+	Reorder   float64      `toml:"reorder"`
+	Corrupt   float64      `toml:"corrupt"`
+	Rate      rateText     `toml:"rate"`
+}
+
+type fileWire struct {
+	Ends       []string        `toml:"ends"`
+	Forward    *fileImpairment `toml:"forward"`
+	Backward   *fileImpairment `toml:"backward"`
+	Seed       uint64          `toml:"seed"`
+	MTU        int             `toml:"mtu"`
+	Cost       int             `toml:"cost"`
+	Subnets    []prefixText    `toml:"subnets"`
+	Addresses  [][]prefixText  `toml:"addresses"`
+	Adjustable bool            `toml:"adjustable"`
+	fileImpairment
+}
+
+type fileRoute struct {
+	At     string `toml:"at"`
+	To     string `toml:"to"`
+	Via    any    `toml:"via"` // a name, or several
+	Reject string `toml:"reject"`
+}
+
+func (f *file) topology() (*Topology, error) {
+	t := &Topology{
+		Name:    f.Name,
+		Hosts:   make(map[string]HostConfig, len(f.Host)),
+		Routers: make(map[string]RouterConfig, len(f.Router)),
+		Bridges: make(map[string]BridgeConfig, len(f.Bridge)),
+		NATs:    make(map[string]NATConfig, len(f.NAT)),
+	}
+	for name, h := range f.Host {
+		routes, err := routeConfigs(h.Routes)
+		if err != nil {
+			return nil, fmt.Errorf("%w: host %s: %w", ErrTopology, name, err)
+		}
+		t.Hosts[name] = HostConfig{Addresses: prefixes(h.Addresses), Routes: routes}
+	}
+	for name, r := range f.Router {
+		routes, err := routeConfigs(r.Routes)
+		if err != nil {
+			return nil, fmt.Errorf("%w: router %s: %w", ErrTopology, name, err)
+		}
+		t.Routers[name] = RouterConfig{
+			Addresses: prefixes(r.Addresses), Routes: routes,
+			Adjustable: r.Adjustable, Behaviour: r.behaviour(),
+		}
+	}
+	for name, b := range f.Bridge {
+		t.Bridges[name] = BridgeConfig{Subnets: prefixes(b.Subnets)}
+	}
+	for name, n := range f.NAT {
+		routes, err := routeConfigs(n.Routes)
+		if err != nil {
+			return nil, fmt.Errorf("%w: nat %s: %w", ErrTopology, name, err)
+		}
+		t.NATs[name] = NATConfig{
+			Addresses: prefixes(n.Addresses), Routes: routes, Outside: n.Outside, Type: NATType(n.Type),
+			Hairpin: n.Hairpin, Timeout: n.Timeout.Duration, Behaviour: n.behaviour(),
+		}
+	}
+	for i := range f.Wire {
+		w, err := f.Wire[i].config()
+		if err != nil {
+			return nil, fmt.Errorf("%w: wire %d: %w", ErrTopology, i+1, err)
+		}
+		t.Wires = append(t.Wires, w)
+	}
+	var err error
+	if t.Routes, err = routeConfigs(f.Route); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrTopology, err)
+	}
+	return t, nil
+}
+
+func (b *fileBehaviour) behaviour() Behaviour {
+	out := Behaviour{
+		Silent: b.Silent, SilentPing: b.SilentPing, ICMPRate: b.ICMPRate, ICMPBurst: b.ICMPBurst,
+		ICMPDelay: b.ICMPDelay.Duration, ErrorSource: b.ErrorSource, Balance: Balance(b.Balance),
+	}
+	for _, l := range b.MPLS {
+		ttl := uint8(1)
+		if l.TTL != nil {
+			ttl = *l.TTL
+		}
+		out.MPLS = append(out.MPLS, Label{Label: l.Label, TC: l.TC, TTL: ttl})
+	}
+	for _, r := range b.Firewall {
+		out.Firewall = append(out.Firewall, Rule{
+			Action: Action(r.Action), Protocol: r.Protocol,
+			From: r.From.Prefix.Masked(), To: r.To.Prefix.Masked(), Port: r.Port,
+		})
+	}
+	return out
+}
+
+func (i *fileImpairment) impairment() Impairment {
+	return Impairment{
+		Delay: i.Delay.Duration, Jitter: i.Jitter.Duration, Loss: i.Loss, Duplicate: i.Duplicate,
+		Reorder: i.Reorder, Corrupt: i.Corrupt, Rate: float64(i.Rate),
+	}
+}
+
+func (f *fileWire) config() (WireConfig, error) {
+	w := WireConfig{
+		Impairment: f.impairment(), Seed: f.Seed, MTU: f.MTU, Cost: f.Cost,
+		Subnets: prefixes(f.Subnets), Adjustable: f.Adjustable,
+	}
+	if len(f.Ends) != 2 {
+		return w, fmt.Errorf("ends must be two node names, not %d", len(f.Ends))
+	}
+	w.Ends = [2]string(f.Ends)
+	if f.Forward != nil {
+		w.Forward = new(f.Forward.impairment())
+	}
+	if f.Backward != nil {
+		w.Backward = new(f.Backward.impairment())
+	}
+	if len(f.Addresses) > 2 {
+		return w, errors.New("addresses must be two lists, one for each end")
+	}
+	for end, list := range f.Addresses {
+		w.Addresses[end] = prefixes(list)
+	}
+	return w, nil
+}
+
+func routeConfigs(in []fileRoute) ([]RouteConfig, error) {
+	var out []RouteConfig
+	for _, r := range in {
+		c := RouteConfig{At: r.At, To: r.To, Reject: r.Reject}
+		switch via := r.Via.(type) {
+		case nil:
+		case string:
+			c.Via = []string{via}
+		case []any:
+			for _, v := range via {
+				s, ok := v.(string)
+				if !ok {
+					return nil, fmt.Errorf("route to %q: via must be a name or a list of names", r.To)
+				}
+				c.Via = append(c.Via, s)
+			}
+		default:
+			return nil, fmt.Errorf("route to %q: via must be a name or a list of names", r.To)
+		}
+		out = append(out, c)
+	}
+	return out, nil
+}
+
+func prefixes(in []prefixText) []netip.Prefix {
+	var out []netip.Prefix
+	for _, p := range in {
+		out = append(out, p.Prefix)
+	}
+	return out
+}
+
+// prefixText is a prefix, or a bare address: all its bits.
+type prefixText struct{ netip.Prefix }
+
+func (p *prefixText) UnmarshalText(b []byte) (err error) {
+	if addr, e := netip.ParseAddr(string(b)); e == nil && addr.Zone() == "" {
+		p.Prefix = netip.PrefixFrom(addr, addr.BitLen())
+		return nil
+	}
+	p.Prefix, err = netip.ParsePrefix(string(b))
+	return err
+}
+
+type durationText struct{ time.Duration }
+
+func (d *durationText) UnmarshalText(b []byte) (err error) {
+	d.Duration, err = time.ParseDuration(string(b))
+	return err
+}
+
+type rateText float64
+
+func (r *rateText) UnmarshalText(b []byte) error {
+	rate, err := ParseRate(string(b))
+	*r = rateText(rate)
+	return err
+}
+
+// ParseRate reads a rate such as "64kbit", "10Mbit", "2.5Gbit" or "1200bit", in bits per second.
+func ParseRate(s string) (float64, error) {
+	number, ok := strings.CutSuffix(s, "bit")
+	scale := 1.0
+	if n := len(number); ok && n > 0 {
+		switch number[n-1] {
+		case 'k':
+			scale = 1e3
+		case 'M':
+			scale = 1e6
+		case 'G':
+			scale = 1e9
+		}
+		if scale > 1 {
+			number = number[:n-1]
+		}
+	}
+	rate, err := strconv.ParseFloat(number, 64)
+	if !ok || err != nil {
+		return 0, fmt.Errorf("rate %q is not a number followed by bit, kbit, Mbit or Gbit", s)
+	}
+	if rate *= scale; !(rate >= 0 && rate <= MaxRate) {
+		return 0, fmt.Errorf("rate %q is not between 0 and %g bits per second", s, float64(MaxRate))
+	}
+	return rate, nil
+}
+
+type balanceText Balance
+
+func (v *balanceText) UnmarshalText(b []byte) error { return enumText((*uint8)(v), b, balanceNames[:]) }
+
+type actionText Action
+
+func (v *actionText) UnmarshalText(b []byte) error { return enumText((*uint8)(v), b, actionNames[:]) }
+
+type natTypeText NATType
+
+func (v *natTypeText) UnmarshalText(b []byte) error { return enumText((*uint8)(v), b, natTypeNames[:]) }
+
+func enumText(v *uint8, b []byte, names []string) error {
+	for i, name := range names {
+		if name != "" && name == string(b) {
+			*v = uint8(i)
+			return nil
+		}
+	}
+	var known []string
+	for _, name := range names {
+		if name != "" {
+			known = append(known, name)
+		}
+	}
+	return fmt.Errorf("%q is not one of %s", b, strings.Join(known, ", "))
+}
