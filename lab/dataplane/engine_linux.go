@@ -25,16 +25,17 @@ type Engine struct {
 	poller *rawio.Poller
 	start  time.Time
 
-	mu      sync.Mutex // guards what follows; Run holds it except while it sleeps
-	ports   []*port
-	wires   []*Wire
-	routers []*Router
-	added   int // ports of this slice that are in the poller, which belongs to Run
-	pool    bufferPool
-	batch   []rawio.Frame
-	dirty   []*port       // that have frames to send
-	running chan struct{} // closed when Run has returned; nil when it never ran
-	closed  bool
+	mu        sync.Mutex // guards what follows; Run holds it except while it sleeps
+	ports     []*port
+	wires     []*Wire
+	routers   []*Router
+	added     int // ports of this slice that are in the poller, which belongs to Run
+	pool      bufferPool
+	batch     []rawio.Frame
+	dirty     []*port       // that have frames to send
+	spinUntil time.Duration // Run turns without sleep until then
+	running   chan struct{} // closed when Run has returned; nil when it never ran
+	closed    bool
 }
 
 // port is one FrameConn of the engine.
@@ -171,8 +172,39 @@ func (e *Engine) turn() time.Duration {
 			return -1
 		}
 		now, _ = e.now()
-		return max(0, next-now)
+		if wait := e.sleepFor(now, next); wait > 0 {
+			return wait
+		}
 	}
+}
+
+// How long a sleep may be before it is split, and how far ahead of a release
+// the engine wakes. A processor that was idle for milliseconds wakes up to
+// 0.2 ms late (a virtual one here: 130 µs in the median after 10 ms, 150 µs
+// after 20 ms); after a second, short sleep it is 40 µs; the rest is spent turning.
+const (
+	longSleep = 600 * time.Microsecond
+	wakeAhead = 300 * time.Microsecond
+	spinAhead = 60 * time.Microsecond
+	spinEvery = 10 * spinAhead // so that spinning takes at most a tenth of a processor
+)
+
+// sleepFor returns how long to sleep at now when the next release is at next;
+// 0 is to turn again at once.
+func (e *Engine) sleepFor(now, next time.Duration) time.Duration {
+	wait := next - now
+	switch {
+	case wait > longSleep:
+		return wait - wakeAhead
+	case now < e.spinUntil:
+		return 0
+	case now-e.spinUntil < spinEvery:
+		return max(0, wait)
+	case wait > spinAhead:
+		return wait - spinAhead
+	}
+	e.spinUntil = next
+	return 0
 }
 
 // now is the time since the engine began and the wall-clock time in nanoseconds.
