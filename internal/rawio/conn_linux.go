@@ -128,7 +128,7 @@ func (c *socket) configure(s Spec) error {
 			return fmt.Errorf("ask for the hop limit of arrivals: %w", err)
 		}
 	}
-	if s.Version == 6 {
+	if s.Version == 6 && s.Kind == Datagram {
 		// One socket, one version: an IPv4-mapped target has no business here.
 		if err := set(unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1); err != nil {
 			return fmt.Errorf("restrict to IPv6: %w", err)

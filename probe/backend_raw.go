@@ -1,0 +1,432 @@
+// Copyright The Fathom Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package probe
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"syscall"
+
+	"golang.org/x/net/bpf"
+
+	"github.com/seed5728abee/fathom/internal/rawio"
+	"github.com/seed5728abee/fathom/packet"
+)
+
+// raw is the privileged backend. Per IP version, one socket sends whole packets,
+// and one per protocol receives.
+type raw struct {
+	e       *engine
+	senders [2]rawSender
+	rx      [2][4]rawReceiver // by ipVersion, Protocol
+	in      [rawio.BatchSize]rawio.Message
+	stamps  [stampsPerTurn]rawio.Message
+	routes  routeCache
+	missing []string
+}
+
+// rawSender sends packets with their IP headers.
+type rawSender struct {
+	conn  rawio.Conn
+	msgs  [rawio.BatchSize]rawio.Message
+	slots [rawio.BatchSize]uint32
+	n     int
+
+	// Departure stamps that the kernel owes: number k is that of slot awaited[k%len].
+	nextStamp uint32
+	owed      int
+	awaited   [256]Handle
+}
+
+// rawReceiver is a raw socket of one protocol. It also sends what is too long for
+// the sender, since the kernel fragments only packets whose header it wrote.
+type rawReceiver struct {
+	conn   rawio.Conn
+	used   bool
+	lo, hi uint16 // ports let through by the filter
+}
+
+// stampsPerTurn bounds the batches whose departures the kernel stamps, one
+// by one, at the cost of an entry of the error queue each. In larger batches the
+// departures lie so close together that the time of the system call, divided
+// evenly, tells them to a microsecond or two.
+const stampsPerTurn = 4
+
+// receiveSize is how much of a packet is read: more than any ICMP error, and than the headers of
+// any answer. What is cut off is not looked at.
+const receiveSize = 1536
+
+func newRaw(e *engine) (*raw, error) {
+	b := &raw{e: e}
+	for i := range b.in {
+		b.in[i].Data = make([]byte, receiveSize)
+	}
+	for i := range b.stamps {
+		b.stamps[i].Data = make([]byte, 64)
+	}
+	var errs []error
+	for v := range b.senders {
+		if err := b.openVersion(v); err != nil {
+			errs = append(errs, err)
+			b.closeVersion(v)
+			b.missing = append(b.missing, fmt.Sprintf("IPv%d: %v", 4+2*v, err))
+		}
+	}
+	if len(errs) == len(b.senders) {
+		return nil, errors.Join(errs...)
+	}
+	b.routes.init()
+	return b, nil
+}
+
+func (b *raw) openVersion(v int) error {
+	e := b.e
+	version := 4 + 2*v
+	tx, err := e.host.Open(rawio.Spec{Version: version, Kind: rawio.RawHeader})
+	if err != nil {
+		return err
+	}
+	b.senders[v].conn = tx
+	for p := ICMP; p <= SCTP; p++ {
+		// All sockets are opened now, since the privilege may be dropped next; until
+		// the first probe of its protocol, each lets nothing through.
+		rx, err := e.host.Open(rawio.Spec{
+			Version: version, Kind: rawio.Raw, Protocol: int(protocolNumbers[v][p]),
+			Filter: rawio.FilterNone(), ReceiveBuffer: e.p.opts.ReceiveBuffer,
+		})
+		if err != nil {
+			return err
+		}
+		b.rx[v][p].conn = rx
+	}
+	return nil
+}
+
+func (b *raw) closeVersion(v int) {
+	if c := b.senders[v].conn; c != nil {
+		c.Close()
+		b.senders[v].conn = nil
+	}
+	for p := range b.rx[v] {
+		if c := b.rx[v][p].conn; c != nil {
+			c.Close()
+			b.rx[v][p].conn = nil
+		}
+	}
+}
+
+func (b *raw) features() Features {
+	return Features{
+		Mode: Privileged, IPv4: b.senders[0].conn != nil, IPv6: b.senders[1].conn != nil,
+		ICMP: true, UDP: true, TCP: true, SCTP: true,
+		Mark: true, Interface: true, Flow: true, KernelTime: true, Missing: b.missing,
+	}
+}
+
+func (b *raw) close() {}
+
+func (b *raw) forget(uint32) {}
+
+// listen makes sure that answers to slot s pass the filter.
+func (b *raw) listen(s *slot) error {
+	v := ipVersion(s.dst)
+	rx := &b.rx[v][s.req.Protocol]
+	lo, hi := s.a, s.a // answers come to our source port
+	if s.req.Protocol == ICMP {
+		lo, hi = b.e.firstID, b.e.firstID+uint16(b.e.ids-1)
+	}
+	// ICMP errors come in answer to every protocol.
+	if icmp := &b.rx[v][ICMP]; !icmp.used && s.req.Protocol != ICMP {
+		if err := b.open(icmp, v, ICMP, b.e.firstID, b.e.firstID+uint16(b.e.ids-1)); err != nil {
+			return err
+		}
+	}
+	if rx.used && rx.lo <= lo && hi <= rx.hi {
+		return nil
+	}
+	if rx.used {
+		// Ports in sequence would change the filter with every probe.
+		lo, hi = min(lo, rx.lo), max(hi, rx.hi)
+		if hi >= b.e.firstSeq {
+			hi = 65535
+			lo = min(lo, b.e.firstSeq)
+		}
+	}
+	return b.open(rx, v, s.req.Protocol, lo, hi)
+}
+
+func (b *raw) open(rx *rawReceiver, v int, p Protocol, lo, hi uint16) error {
+	var f []bpf.RawInstruction
+	switch {
+	case p == ICMP && v == 0:
+		f = rawio.FilterICMP4(lo, hi)
+	case p == ICMP:
+		f = rawio.FilterICMP6(lo, hi)
+	case p == TCP && v == 0:
+		f = rawio.FilterTCP4(lo, hi)
+	case p == TCP:
+		f = rawio.FilterTCP6(lo, hi)
+	case v == 0:
+		f = rawio.FilterPort4(lo, hi)
+	default:
+		f = rawio.FilterPort6(lo, hi)
+	}
+	if err := rx.conn.SetFilter(f); err != nil {
+		return fmt.Errorf("open the filter for %v: %w", p, err)
+	}
+	rx.used, rx.lo, rx.hi = true, lo, hi
+	return nil
+}
+
+// prepare numbers slot i and builds its packet as the next message of its sender.
+func (b *raw) prepare(i uint32) error {
+	e := b.e
+	s := e.slots.at(i)
+	r := &s.req
+	tx := &b.senders[ipVersion(s.dst)]
+	src, index, err := b.routes.route(e, s)
+	if err != nil {
+		return err
+	}
+	s.src = src
+	if err := e.number(i); err != nil {
+		return err
+	}
+	if err := b.listen(s); err != nil {
+		return err
+	}
+	m := &tx.msgs[tx.n]
+	if m.Data, err = appendPacket(m.Data[:0], s); err != nil {
+		return err
+	}
+	m.Addr = netip.AddrPortFrom(s.to(), 0)
+	m.IfIndex, m.Mark = index, r.Mark
+	tx.slots[tx.n] = i
+	tx.n++
+	return nil
+}
+
+func (b *raw) transmit(batch []uint32) {
+	for _, i := range batch {
+		if err := b.prepare(i); err != nil {
+			if transient(err) {
+				b.e.putOff(i)
+			} else {
+				b.e.fail(i, err)
+			}
+		}
+	}
+	for v := range b.senders {
+		b.flush(&b.senders[v])
+	}
+}
+
+// flush sends what is prepared.
+func (b *raw) flush(tx *rawSender) {
+	e := b.e
+	for from := 0; from < tx.n; {
+		msgs, slots := tx.msgs[from:tx.n], tx.slots[from:tx.n]
+		stamp := len(msgs) <= stampsPerTurn
+		for k := range msgs {
+			msgs[k].StampTX = stamp
+		}
+		e.clock()
+		mono, wall := e.now, e.wall
+		n, err := tx.conn.Send(msgs)
+		e.clock()
+		spent := e.now - mono
+		for k, i := range slots[:n] {
+			// In the middle of its share of the system call.
+			off := spent * int64(2*k+1) / int64(2*n)
+			if stamp {
+				off = 0
+			}
+			e.sent(i, mono+off, wall+off)
+			if stamp {
+				tx.awaited[tx.nextStamp%uint32(len(tx.awaited))] = Handle{i, e.slots.at(i).gen}
+				tx.nextStamp++
+				tx.owed++
+			}
+		}
+		from += n
+		if stamp && n > 0 {
+			b.takeStamps(tx)
+		}
+		if err == nil {
+			continue
+		}
+		if stamp {
+			// The kernel may have counted the message that failed.
+			tx.nextStamp, tx.owed = 0, 0
+			if tx.conn.ResetStamps() != nil {
+				tx.nextStamp = 1 << 31 // no number will match
+			}
+		}
+		i := slots[n]
+		switch {
+		case transient(err):
+			for _, i := range tx.slots[from:tx.n] {
+				e.putOff(i)
+			}
+			from = tx.n
+		case errors.Is(err, syscall.EMSGSIZE):
+			b.sendLong(i)
+			from++
+		default:
+			e.fail(i, fmt.Errorf("send to %v: %w", e.slots.at(i).dst, err))
+			from++
+		}
+	}
+	tx.n = 0
+}
+
+// sendLong sends a packet that the kernel must fragment.
+func (b *raw) sendLong(i uint32) {
+	e := b.e
+	s := e.slots.at(i)
+	data, err := appendTransport(nil, s)
+	if err != nil {
+		e.fail(i, err)
+		return
+	}
+	_, index, err := b.routes.route(e, s)
+	if err != nil {
+		e.fail(i, err)
+		return
+	}
+	msg := []rawio.Message{{
+		Data: data, Addr: netip.AddrPortFrom(s.to(), 0), TTL: s.req.TTL, TOS: s.req.TOS,
+		Source: s.src, IfIndex: index, Mark: s.req.Mark,
+	}}
+	if s.src.IsUnspecified() {
+		msg[0].Source = netip.Addr{}
+	}
+	e.clock()
+	mono, wall := e.now, e.wall
+	if _, err := b.rx[ipVersion(s.dst)][s.req.Protocol].conn.Send(msg); err != nil {
+		e.fail(i, fmt.Errorf("send %d bytes to %v: %w", s.req.Size, s.dst, err))
+		return
+	}
+	e.sent(i, mono, wall)
+}
+
+// takeStamps reads the departure stamps that are there.
+func (b *raw) takeStamps(tx *rawSender) {
+	for tx.owed > 0 {
+		n, err := tx.conn.ReceiveErrors(b.stamps[:])
+		if err != nil || n == 0 {
+			return
+		}
+		for k := range b.stamps[:n] {
+			m := &b.stamps[k]
+			if m.Failure.Origin != rawio.OriginTimestamp || m.Time == 0 {
+				continue
+			}
+			back := tx.nextStamp - m.Failure.ID
+			if back == 0 || back > uint32(len(tx.awaited)) {
+				continue
+			}
+			tx.owed--
+			h := tx.awaited[m.Failure.ID%uint32(len(tx.awaited))]
+			s := b.e.slots.at(h.slot)
+			if s.gen != h.gen || s.state != slotFlying {
+				continue
+			}
+			// A stamp from before the call is not this probe's.
+			if d := m.Time - s.sentWall; d >= 0 {
+				s.sentWall, s.kernelSent = m.Time, true
+				s.sentMono += d
+			}
+		}
+		if n < len(b.stamps) {
+			return
+		}
+	}
+}
+
+func (b *raw) receive(waited bool) bool {
+	any := false
+	for v := range b.senders {
+		stamped := false
+		for p := range b.rx[v] {
+			rx := &b.rx[v][p]
+			if !rx.used {
+				continue
+			}
+			// Not for ever: a flood must not keep the engine from sending and expiring.
+			for range 4 {
+				n, err := rx.conn.Receive(b.in[:])
+				if err != nil {
+					// An error of the socket, such as one left by a send, is cleared by reading it.
+					break
+				}
+				if n == 0 {
+					break
+				}
+				any = true
+				if !stamped {
+					b.takeStamps(&b.senders[v])
+					stamped = true
+				}
+				b.e.clock()
+				for k := range b.in[:n] {
+					b.e.counters.Received++
+					if v == 0 {
+						b.e.packet4(&b.in[k])
+					} else {
+						b.e.packet6(Protocol(p), &b.in[k])
+					}
+				}
+				if n < len(b.in) {
+					break
+				}
+			}
+		}
+	}
+	return any
+}
+
+// packet4 handles what a raw IPv4 socket delivered: a packet with its header.
+func (e *engine) packet4(m *rawio.Message) {
+	// The kernel has checked the lengths; the end may be cut off.
+	ip, err := packet.ParseQuotedIPv4(m.Data[:m.N])
+	if err != nil {
+		e.counters.Malformed++
+		return
+	}
+	in := arrival{src: ip.Src(), ttl: ip.TTL(), stamp: m.Time, data: ip.Payload()}
+	switch ip.Protocol() {
+	case packet.ProtocolICMP:
+		// The kernel's own check comes after the raw sockets'.
+		if !m.Truncated && packet.Checksum(in.data) != 0 {
+			e.counters.Malformed++
+			return
+		}
+		e.icmp(4, &in)
+	case packet.ProtocolUDP:
+		e.udp(&in)
+	case packet.ProtocolTCP:
+		e.tcp(&in)
+	case packet.ProtocolSCTP:
+		e.sctp(&in)
+	default:
+		e.counters.Irrelevant++
+	}
+}
+
+// packet6 handles what a raw IPv6 socket of protocol p delivered: a packet without its headers.
+func (e *engine) packet6(p Protocol, m *rawio.Message) {
+	in := arrival{src: m.Addr.Addr(), ttl: m.TTL, stamp: m.Time, data: m.Data[:m.N]}
+	switch p {
+	case ICMP:
+		e.icmp(6, &in)
+	case UDP:
+		e.udp(&in)
+	case TCP:
+		e.tcp(&in)
+	case SCTP:
+		e.sctp(&in)
+	}
+}

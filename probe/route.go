@@ -1,0 +1,90 @@
+// Copyright The Fathom Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package probe
+
+import (
+	"net/netip"
+
+	"github.com/seed5728abee/fathom/internal/rawio"
+)
+
+// routeCache remembers source addresses and interface numbers for a moment:
+// asking the kernel costs more than sending the probe. A change of routes is seen after routeLife.
+type routeCache struct {
+	sources map[routeKey]route
+	locals  map[netip.Addr]int64 // addresses found to be the host's: until when
+	ifaces  map[string]route     // by name; index only
+}
+
+type routeKey struct {
+	dst netip.Addr
+	via rawio.Route
+}
+
+type route struct {
+	src   netip.Addr
+	index int
+	until int64 // mono
+}
+
+const (
+	routeLife   = int64(1e9)
+	routeBound  = 1 << 16 // entries; beyond it the cache starts over
+	routeBound2 = 256
+)
+
+func (c *routeCache) init() {
+	c.sources = make(map[routeKey]route)
+	c.locals = make(map[netip.Addr]int64)
+	c.ifaces = make(map[string]route)
+}
+
+// route gives the source address for slot s, and the interface number if the request names one.
+func (c *routeCache) route(e *engine, s *slot) (src netip.Addr, index int, err error) {
+	r := &s.req
+	if r.Interface != "" {
+		it, ok := c.ifaces[r.Interface]
+		if !ok || it.until < e.now {
+			if it.index, err = e.host.IfIndex(r.Interface); err != nil {
+				return src, 0, err
+			}
+			it.until = e.now + routeLife
+			if len(c.ifaces) >= routeBound2 {
+				clear(c.ifaces)
+			}
+			c.ifaces[r.Interface] = it
+		}
+		index = it.index
+	}
+	if r.LocalAddr.IsValid() {
+		if until, ok := c.locals[r.LocalAddr]; !ok || until < e.now {
+			if err := e.host.CheckLocal(r.LocalAddr); err != nil {
+				return src, 0, err
+			}
+			if len(c.locals) >= routeBound2 {
+				clear(c.locals)
+			}
+			c.locals[r.LocalAddr] = e.now + routeLife
+		}
+		return r.LocalAddr.WithZone(""), index, nil
+	}
+	if s.dst.Is4() && r.Protocol == ICMP {
+		// No checksum covers the address, and the kernel fills it in.
+		return netip.IPv4Unspecified(), index, nil
+	}
+	key := routeKey{s.to(), rawio.Route{Interface: r.Interface, Mark: r.Mark}}
+	it, ok := c.sources[key]
+	if !ok || it.until < e.now {
+		if it.src, err = e.host.Source(key.dst, key.via); err != nil {
+			return src, 0, err
+		}
+		it.src = it.src.WithZone("")
+		it.until = e.now + routeLife
+		if len(c.sources) >= routeBound {
+			clear(c.sources)
+		}
+		c.sources[key] = it
+	}
+	return it.src, index, nil
+}
