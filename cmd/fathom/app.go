@@ -11,10 +11,13 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"os"
 	"syscall"
 
 	"github.com/charmbracelet/x/term"
+
+	"github.com/seed5728abee/fathom/probe"
 )
 
 // The exit codes of every command.
@@ -38,6 +41,10 @@ type app struct {
 	log   *slog.Logger
 	level slog.LevelVar
 
+	// What reaches the network, so that tests can put something else in its place.
+	newProber func(probe.Options) (prober, error)
+	resolve   func(ctx context.Context, host string, version int) (netip.Addr, error)
+
 	// started is set when a command's own work begins: an error before that is one of usage.
 	started bool
 }
@@ -49,6 +56,8 @@ func newApp() *app {
 		stdoutTerminal: term.IsTerminal(os.Stdout.Fd()),
 		stderrTerminal: term.IsTerminal(os.Stderr.Fd()),
 		lookupEnv:      os.LookupEnv,
+		newProber:      newRealProber,
+		resolve:        resolveHost,
 	}
 	a.level.Set(slog.LevelWarn)
 	a.log = slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: &a.level}))

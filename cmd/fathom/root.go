@@ -27,6 +27,7 @@ var commands = []struct {
 	group string
 	new   func(*app) *cobra.Command
 }{
+	{groupMeasure, newProbeCommand},
 	{groupProgram, newVersionCommand},
 	{groupProgram, newCompletionCommand},
 	{groupProgram, newManCommand},
@@ -121,6 +122,14 @@ func (a *app) prepare(cmd *cobra.Command) {
 			return &usageError{errQuiet}
 		}
 	}
+}
+
+// noArgs refuses arguments.
+func noArgs(_ *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usagef("takes no arguments: %q", args[0])
+	}
+	return nil
 }
 
 func flagError(cmd *cobra.Command, err error) error {

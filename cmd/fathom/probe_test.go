@@ -1,0 +1,215 @@
+// Copyright The Fathom Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"regexp"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/seed5728abee/fathom/packet"
+	"github.com/seed5728abee/fathom/probe"
+)
+
+// moodyRule answers each probe of a run of four differently.
+func moodyRule(req probe.Request) probe.Result {
+	switch req.Tag & 0xffffffff {
+	case 2:
+		return probe.Result{}
+	case 3:
+		return probe.Result{
+			Status: probe.TimeExceeded, RTT: 2500 * time.Microsecond, Responder: netip.MustParseAddr("10.0.0.254"),
+			HasICMP: true, ICMPType: 11, ReplyTTL: 255, QuotedTTL: 1,
+			MPLS: []packet.Label{{Label: 16001, TC: 5, Bottom: true, TTL: 1}},
+		}
+	}
+	return probe.Result{Status: probe.Replied, RTT: 1500 * time.Microsecond, ReplyTTL: 64, KernelTimed: true, HasICMP: true}
+}
+
+func TestProbeOneHost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		app := newTestApp(&fakeProber{rule: moodyRule})
+		if code := app.fathom(t.Context(), "probe", "router.example"); code != exitDone {
+			t.Errorf("exit code %d, want %d", code, exitDone)
+		}
+		want := `router.example (10.0.0.1): icmp, 64 bytes, every 1s
+    1  reply from 10.0.0.1  1.500 ms  ttl 64
+    3  time exceeded from 10.0.0.254  2.500 ms  ttl 255  mpls 16001 (tc 5, ttl 1)
+    2  no reply within 2s
+    4  reply from 10.0.0.1  1.500 ms  ttl 64
+
+TARGET                       SENT   RECV   LOSS    MIN ms       AVG    MEDIAN       P95       P99       MAX    JITTER
+router.example (10.0.0.1)       4      2  50.0%     1.500     1.500     1.500     1.500     1.500     1.500     0.000  1 time-exceeded
+`
+		if diff := cmp.Diff(want, app.out.String()); diff != "" {
+			t.Errorf("output (-want +got):\n%s", diff)
+		}
+		if app.err.Len() > 0 {
+			t.Errorf("on standard error: %s", &app.err)
+		}
+	})
+}
+
+func TestProbeManyHosts(t *testing.T) {
+	silent := netip.MustParseAddr("10.0.0.9")
+	synctest.Test(t, func(t *testing.T) {
+		app := newTestApp(&fakeProber{rule: func(req probe.Request) probe.Result {
+			if req.Target == silent {
+				return probe.Result{}
+			}
+			return probe.Result{Status: probe.Replied, RTT: 1234567}
+		}})
+		if code := app.fathom(t.Context(), "probe", "-c1", "10.0.0.9", "no.example", "2001:db8::1"); code != exitFailed {
+			t.Errorf("exit code %d, want %d", code, exitFailed)
+		}
+		want := `TARGET             SENT   RECV   LOSS    MIN ms       AVG    MEDIAN       P95       P99       MAX    JITTER
+10.0.0.9              1      0   100%         -         -         -         -         -         -         -
+2001:db8::1           1      1     0%     1.235     1.235     1.235     1.235     1.235     1.235     0.000
+
+3 targets, 1 answered, 2 silent; 2 probes sent, 1 answered, 50.0% loss
+`
+		if diff := cmp.Diff(want, app.out.String()); diff != "" {
+			t.Errorf("output (-want +got):\n%s", diff)
+		}
+		if got, want := app.err.String(), "fathom probe: resolve no.example: no such host\n"; got != want {
+			t.Errorf("on standard error: %q, want %q", got, want)
+		}
+	})
+}
+
+func TestProbeJSON(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		app := newTestApp(&fakeProber{rule: moodyRule})
+		app.stdin = strings.NewReader("# routers\n\nrouter.example # the first\nno.example\n")
+		if code := app.fathom(t.Context(), "probe", "--json", "--count=4", "--interval=0.5", "-"); code != exitFailed {
+			t.Errorf("exit code %d, want %d: one name does not resolve", code, exitFailed)
+		}
+		want := `{"type":"summary","target":"no.example","protocol":"icmp","sent":0,"received":0,"outcomes":{},"error":"resolve no.example: no such host"}
+{"type":"probe","target":"router.example","address":"10.0.0.1","protocol":"icmp","sequence":1,"status":"reply","ttl":255,"sent_at":"2000-01-01T00:00:00Z","responder":"10.0.0.1","rtt_ns":1500000,"kernel_timed":true,"reply_ttl":64,"icmp_type":0,"icmp_code":0}
+{"type":"probe","target":"router.example","address":"10.0.0.1","protocol":"icmp","sequence":3,"status":"time-exceeded","ttl":255,"sent_at":"2000-01-01T00:00:01Z","responder":"10.0.0.254","rtt_ns":2500000,"kernel_timed":false,"reply_ttl":255,"icmp_type":11,"icmp_code":0,"quoted_ttl":1,"quoted_tos":0,"mpls":[{"label":16001,"traffic_class":5,"bottom":true,"ttl":1}]}
+{"type":"probe","target":"router.example","address":"10.0.0.1","protocol":"icmp","sequence":4,"status":"reply","ttl":255,"sent_at":"2000-01-01T00:00:01.5Z","responder":"10.0.0.1","rtt_ns":1500000,"kernel_timed":true,"reply_ttl":64,"icmp_type":0,"icmp_code":0}
+{"type":"probe","target":"router.example","address":"10.0.0.1","protocol":"icmp","sequence":2,"status":"no-reply","ttl":255,"sent_at":"2000-01-01T00:00:00.5Z"}
+{"type":"summary","target":"router.example","address":"10.0.0.1","protocol":"icmp","sent":4,"received":2,"loss_percent":50,"outcomes":{"no-reply":1,"reply":2,"time-exceeded":1},"min_ns":1500000,"avg_ns":1500000,"median_ns":1500000,"p95_ns":1500000,"p99_ns":1500000,"max_ns":1500000,"stddev_ns":0,"jitter_ns":0}
+`
+		// The two names resolve at the same time: the order of the first two lines may vary.
+		got := app.out.String()
+		if lines := strings.SplitAfterN(got, "\n", 3); strings.Contains(lines[1], "no.example") {
+			got = lines[1] + lines[0] + lines[2]
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("output (-want +got):\n%s", diff)
+		}
+	})
+}
+
+func TestProbeOptionsReachTheRequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &fakeProber{rule: replyAfter(time.Millisecond)}
+		app := newTestApp(p)
+		app.env["FATHOM_TOS"] = "0xb8"
+		app.env["FATHOM_TTL"] = "9" // the option wins
+		code := app.fathom(t.Context(), "probe", "-c1", "--protocol", "UDP", "--port=53", "--local-port=2000", "--ttl=7", "--size=100",
+			"--pattern=0xab", "--mark=77", "--flow=3", "--interface=eth0", "--local-address=10.0.0.7", "--timeout=250ms", "10.0.0.1")
+		if code != exitDone {
+			t.Fatalf("exit code %d: %s", code, &app.err)
+		}
+		want := probe.Request{
+			Target: netip.MustParseAddr("10.0.0.1"), Protocol: probe.UDP, TTL: 7, TOS: 0xb8, Pattern: 0xab, Port: 53, LocalPort: 2000,
+			LocalAddr: netip.MustParseAddr("10.0.0.7"), Interface: "eth0", Mark: 77, Size: 100, Timeout: 250 * time.Millisecond, Flow: 3, Tag: 1,
+		}
+		if len(p.requests) != 1 || p.requests[0] != want {
+			t.Errorf("requests %+v, want %+v", p.requests, want)
+		}
+	})
+}
+
+func TestProbeOneHostOnTerminalRunsUntilInterrupted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		app := newTestApp(&fakeProber{rule: replyAfter(time.Millisecond)})
+		app.stdoutTerminal = true
+		ctx, cancel := context.WithTimeout(t.Context(), 9500*time.Millisecond)
+		defer cancel()
+		if code := app.fathom(ctx, "probe", "10.0.0.1"); code != exitDone {
+			t.Errorf("exit code %d, want %d", code, exitDone)
+		}
+		if row := "10.0.0.1             10     10     0%"; !strings.Contains(app.out.String(), row) {
+			t.Errorf("no summary of 10 probes in:\n%s", &app.out)
+		}
+	})
+}
+
+func TestProbeProgress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		app := newTestApp(&fakeProber{rule: replyAfter(time.Millisecond)})
+		app.stderrTerminal = true
+		var list strings.Builder
+		for i := range 200 {
+			fmt.Fprintf(&list, "10.0.0.%d\n", i)
+		}
+		app.stdin = strings.NewReader(list.String())
+		if code := app.fathom(t.Context(), "probe", "-c3", "-"); code != exitDone {
+			t.Errorf("exit code %d, want %d", code, exitDone)
+		}
+		if want := regexp.MustCompile("\r\x1b\\[K0 targets done, 200 at work; 4[0-9]{2} probes sent, 400 answered, [0-9]+/s"); !want.MatchString(app.err.String()) {
+			t.Errorf("no %v in %q", want, &app.err)
+		}
+		if !strings.HasSuffix(app.err.String(), "\r\x1b[K") {
+			t.Error("the progress line is left standing")
+		}
+		if got, want := strings.Count(app.out.String(), "\n"), 1+200+2; got != want {
+			t.Errorf("%d lines, want %d", got, want)
+		}
+	})
+}
+
+func TestProbeUsageErrors(t *testing.T) {
+	tests := []struct {
+		args []string
+		want string
+	}{
+		{nil, "name a host"},
+		{[]string{"--ttl=0", "h"}, "--ttl 0: want 1 to 255"},
+		{[]string{"--ttl=256", "h"}, `option --ttl "256": number out of range`},
+		{[]string{"--size=65536", "h"}, "--size 65536: want 0 to 65535"},
+		{[]string{"--timeout=0", "h"}, "--timeout 0s: want more than 0"},
+		{[]string{"--timeout=soon", "h"}, "want a duration such as"},
+		{[]string{"--window=0", "h"}, "--window 0: want 1 to"},
+		{[]string{"--rate=-1", "h"}, "--rate -1: want 0 to"},
+		{[]string{"--rate=NaN", "h"}, "--rate NaN: want 0 to"},
+		{[]string{"--protocol=gre", "h"}, "want icmp, udp, tcp or sctp"},
+		{[]string{"--local-address=here", "h"}, "want an IP address"},
+		{[]string{"-4", "--local-address=::1", "h"}, "is not an IPv4 address"},
+		{[]string{"-4", "-6", "h"}, "ipv4 ipv6"},
+		{[]string{"--protocl=icmp", "h"}, "did you mean --protocol?"},
+	}
+	for _, tt := range tests {
+		app := newTestApp(&fakeProber{rule: replyAfter(0)})
+		if code := app.fathom(t.Context(), append([]string{"probe"}, tt.args...)...); code != exitUsage {
+			t.Errorf("%q: exit code %d, want %d", tt.args, code, exitUsage)
+		}
+		if !strings.Contains(app.err.String(), tt.want) || app.out.Len() > 0 {
+			t.Errorf("%q: stderr %q without %q, stdout %q", tt.args, &app.err, tt.want, &app.out)
+		}
+	}
+}
+
+func TestProbePermissionTellsWhatToDo(t *testing.T) {
+	app := newTestApp(nil)
+	app.newProber = func(probe.Options) (prober, error) {
+		return nil, fmt.Errorf("open raw socket: %w", probe.ErrPermission)
+	}
+	if code := app.fathom(t.Context(), "probe", "10.0.0.1"); code != exitFailed {
+		t.Errorf("exit code %d, want %d", code, exitFailed)
+	}
+	if want := "setcap cap_net_raw+ep"; !strings.Contains(app.err.String(), want) {
+		t.Errorf("no %q in %q", want, &app.err)
+	}
+}
