@@ -44,29 +44,32 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 //	+---------------------------------------------------------------+
 type SCTP []byte
 
-// ParseSCTP checks that there is a whole common header, and behind it one or more whole chunks.
-// The padding of the last one may be missing. The checksum is not looked at: see [SCTP.ChecksumOK].
+// ParseSCTP checks that there is a whole common header, and behind it one whole chunk. What follows
+// that one is left to [SCTP.Chunks], because a receiver uses the chunks before a broken one (RFC 9260,
+// section 6.10). The checksum is not looked at: see [SCTP.ChecksumOK].
 func ParseSCTP(b []byte) (SCTP, error) {
 	if len(b) < SCTPHeaderLen {
 		return nil, errSCTPShort
 	}
-	rest := b[SCTPHeaderLen:]
-	for {
-		if len(rest) < 4 {
-			return nil, errSCTPChunk
-		}
-		n := int(binary.BigEndian.Uint16(rest[2:]))
-		switch {
-		case n < 4:
-			return nil, errSCTPChunkLen
-		case n > len(rest):
-			return nil, errSCTPChunk
-		}
-		if n = (n + 3) &^ 3; n >= len(rest) {
-			return SCTP(b), nil
-		}
-		rest = rest[n:]
+	if _, _, err := cutSCTPChunk(b[SCTPHeaderLen:]); err != nil {
+		return nil, err
 	}
+	return SCTP(b), nil
+}
+
+// cutSCTPChunk returns the first chunk of b and what follows its padding, which may be missing from the last.
+func cutSCTPChunk(b []byte) (c SCTPChunk, rest []byte, err error) {
+	if len(b) < 4 {
+		return c, nil, errSCTPChunk
+	}
+	n := int(binary.BigEndian.Uint16(b[2:]))
+	switch {
+	case n < 4:
+		return c, nil, errSCTPChunkLen
+	case n > len(b):
+		return c, nil, errSCTPChunk
+	}
+	return SCTPChunk{Type: b[0], Flags: b[1], Value: b[4:n]}, b[min((n+3)&^3, len(b)):], nil
 }
 
 // SrcPort is the source port.
@@ -86,19 +89,16 @@ func (s SCTP) ChecksumOK() bool { return s.Checksum() == sctpChecksum(s) }
 
 // First is the first chunk, which tells what the packet is for: INIT, INIT-ACK and most ABORTs come alone.
 func (s SCTP) First() SCTPChunk {
-	b := s[SCTPHeaderLen:]
-	return SCTPChunk{Type: b[0], Flags: b[1], Value: b[4:binary.BigEndian.Uint16(b[2:])]}
+	c, _, _ := cutSCTPChunk(s[SCTPHeaderLen:]) // ParseSCTP has seen that there is one
+	return c
 }
 
-// Chunks iterates over all chunks.
+// Chunks iterates over the chunks, in order. It ends early at one that is malformed.
 func (s SCTP) Chunks() iter.Seq[SCTPChunk] {
 	return func(yield func(SCTPChunk) bool) {
-		for b := s[SCTPHeaderLen:]; len(b) >= 4; {
-			n := int(binary.BigEndian.Uint16(b[2:]))
-			if n < 4 || n > len(b) || !yield(SCTPChunk{Type: b[0], Flags: b[1], Value: b[4:n]}) {
-				return
-			}
-			b = b[min((n+3)&^3, len(b)):]
+		c, rest, err := cutSCTPChunk(s[SCTPHeaderLen:])
+		for err == nil && yield(c) {
+			c, rest, err = cutSCTPChunk(rest)
 		}
 	}
 }
