@@ -3,18 +3,220 @@
 
 package lab
 
-import "errors"
+import (
+	"fmt"
+	"slices"
 
-// Wire is a running wire.
-type Wire struct{ config *WireConfig }
+	"github.com/seed5728abee/fathom/internal/rawio"
+	"github.com/seed5728abee/fathom/lab/dataplane"
+)
 
-func (w *Wire) close() error { return nil }
+// A Wire is a wire of a running lab.
+type Wire struct {
+	config  *WireConfig
+	carrier *dataplane.Wire // nil: a plain veth pair
+}
 
-// Router is a running user-space router or NAT.
-type Router struct{}
+// Wire is the wire between two nodes, or [ErrNoWire]. Of several it is the first in the topology;
+// [Lab.Wires] has them all.
+func (l *Lab) Wire(a, b string) (*Wire, error) {
+	for _, w := range l.wires {
+		if w.config.Ends == [2]string{a, b} || w.config.Ends == [2]string{b, a} {
+			return w, nil
+		}
+	}
+	return nil, fmt.Errorf("%w: %s - %s in lab %s", ErrNoWire, a, b, l.plan.topology.label())
+}
 
-func (r *Router) close() error { return nil }
+// Wires are all wires, in the order of the topology.
+func (l *Lab) Wires() []*Wire { return slices.Clone(l.wires) }
 
-func (l *Lab) startWire(i int, inner [2]string) error { return errors.ErrUnsupported }
+// Ends are the names of the nodes at its ends.
+func (w *Wire) Ends() [2]string { return w.config.Ends }
 
-func (l *Lab) startRouter(h *Host) error { return errors.ErrUnsupported }
+// Plain reports whether the wire is a bare veth pair, which has neither impairments nor counters.
+func (w *Wire) Plain() bool { return w.carrier == nil }
+
+// Impairment is what the wire does at present to what goes from a node to the other.
+func (w *Wire) Impairment(from string) (Impairment, error) {
+	d, err := w.from(from)
+	if err != nil || w.carrier == nil {
+		return Impairment{}, err
+	}
+	return w.carrier.Params(d), nil
+}
+
+// Set changes what the wire does in both directions. Frames under way keep their time. It returns
+// [ErrPlainWire] for a plain wire, and [ErrTopology] for an impairment that makes no sense.
+func (w *Wire) Set(i Impairment) error {
+	for _, from := range w.config.Ends {
+		if err := w.SetFrom(from, i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// SetFrom changes what the wire does to what goes from a node to the other, as Set does for both.
+func (w *Wire) SetFrom(from string, i Impairment) error {
+	d, err := w.from(from)
+	if err != nil {
+		return err
+	}
+	if err := checkImpairment(&i); err != nil {
+		return bad("wire %s - %s: %w", w.config.Ends[0], w.config.Ends[1], err)
+	}
+	if w.carrier == nil {
+		return fmt.Errorf("wire %s - %s: %w; declare it with adjustable = true", w.config.Ends[0], w.config.Ends[1], ErrPlainWire)
+	}
+	return w.carrier.Set(d, i)
+}
+
+// Counters count the frames from a node to the other. A plain wire counts nothing.
+func (w *Wire) Counters(from string) (WireCounters, error) {
+	d, err := w.from(from)
+	switch {
+	case err != nil:
+		return WireCounters{}, err
+	case w.carrier == nil:
+		return WireCounters{}, fmt.Errorf("wire %s - %s: %w", w.config.Ends[0], w.config.Ends[1], ErrPlainWire)
+	}
+	return w.carrier.Counters(d), nil
+}
+
+func (w *Wire) from(node string) (dataplane.Direction, error) {
+	switch node {
+	case w.config.Ends[0]:
+		return dataplane.Forward, nil
+	case w.config.Ends[1]:
+		return dataplane.Backward, nil
+	}
+	return 0, fmt.Errorf("%w: %s is not an end of the wire %s - %s", ErrNoNode, node, w.config.Ends[0], w.config.Ends[1])
+}
+
+// startWire carries frames between two veth ends in the wiring namespace.
+func (l *Lab) startWire(i int, inner [2]string) error {
+	config := &l.plan.topology.Wires[i]
+	if err := l.startEngine(); err != nil {
+		return err
+	}
+	for _, f := range l.plan.wires[i] {
+		err := l.nodes[f.node.index].ns.do(func() error { return rawio.DisableOffload(f.name) })
+		if err != nil {
+			return err
+		}
+	}
+	var conns [2]*rawio.FrameConn
+	err := l.wiring.do(func() error {
+		for e, name := range inner {
+			if err := rawio.DisableOffload(name); err != nil {
+				return err
+			}
+			var err error
+			if conns[e], err = rawio.OpenFrameConn(name, rawio.FrameOptions{Promiscuous: true}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		if conns[0] != nil {
+			conns[0].Close()
+		}
+		return err
+	}
+	seed := config.Seed
+	if seed == 0 {
+		seed = uint64(i) + 1
+	}
+	carrier, err := l.engine.AddWire(conns, dataplane.WireConfig{
+		Name: config.Ends[0] + " - " + config.Ends[1], Seed: seed,
+		Forward: config.direction(dataplane.Forward), Backward: config.direction(dataplane.Backward),
+	})
+	if err != nil {
+		return err
+	}
+	l.wires[i] = &Wire{config: config, carrier: carrier}
+	return nil
+}
+
+// startEngine starts the engine of the lab's wires and routers when the first of them needs it.
+func (l *Lab) startEngine() error {
+	if l.engine != nil {
+		return nil
+	}
+	engine, err := dataplane.NewEngine()
+	if err != nil {
+		return err
+	}
+	l.engine = engine
+	l.spawn(func() { l.engineErr = engine.Run(l.ctx) })
+	return nil
+}
+
+// A Router is a user-space router of a running lab.
+type Router struct {
+	name      string
+	dataplane *dataplane.Router
+}
+
+// Router is the user-space router or NAT of that name. It returns [ErrNoNode] if there is none,
+// and [ErrKernelRouter] if it is the kernel that routes.
+func (l *Lab) Router(name string) (*Router, error) {
+	n := l.plan.byName[name]
+	if n == nil || !n.forwards() {
+		return nil, fmt.Errorf("%w: %q is not a router of lab %s", ErrNoNode, name, l.plan.topology.label())
+	}
+	r := l.routers[n.index]
+	if r == nil {
+		return nil, fmt.Errorf("router %s: %w; declare it with adjustable = true", name, ErrKernelRouter)
+	}
+	return r, nil
+}
+
+// routerConfig says a plan's node in the words of the data plane, whose ports are the node's interfaces.
+func routerConfig(t *Topology, n *planNode) dataplane.RouterConfig {
+	c := dataplane.RouterConfig{Name: n.name}
+	for _, a := range n.loopback {
+		c.Addrs = append(c.Addrs, a.Addr())
+	}
+	port := map[*planIface]int{}
+	for i, f := range n.ifaces {
+		port[f] = i
+		c.Ports = append(c.Ports, dataplane.PortConfig{MAC: f.mac, MTU: f.mtu, Addrs: f.addrs})
+	}
+	for _, r := range n.routes {
+		route := dataplane.Route{Prefix: r.to, Reject: rejects[r.reject]}
+		for _, hop := range r.via {
+			route.NextHops = append(route.NextHops, dataplane.NextHop{Port: port[hop.iface], Gateway: hop.gateway})
+		}
+		c.Routes = append(c.Routes, route)
+	}
+	if n.kind == KindRouter {
+		c.Behaviour = t.Routers[n.name].Behaviour
+		return c
+	}
+	config := t.NATs[n.name]
+	c.Behaviour = config.Behaviour
+	nat := &dataplane.NATConfig{
+		Outside: port[n.outside], Address: n.outside.addr(0), Ports: config.Ports,
+		Hairpin: config.Hairpin, UDPTimeout: config.Timeout,
+	}
+	switch config.Type {
+	case PortRestrictedCone:
+		nat.Filtering = dataplane.AddressAndPortDependent
+	case RestrictedCone:
+		nat.Filtering = dataplane.AddressDependent
+	case FullCone:
+	case Symmetric:
+		nat.Mapping, nat.Filtering = dataplane.AddressAndPortDependent, dataplane.AddressAndPortDependent
+	}
+	c.NAT = nat
+	return c
+}
+
+var rejects = map[string]dataplane.Reject{
+	"blackhole": dataplane.Blackhole, "unreachable": dataplane.Unreachable, "prohibit": dataplane.Prohibit,
+}
+
+func (l *Lab) startRouter(h *Host) error { return fmt.Errorf("not yet") }

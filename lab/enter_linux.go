@@ -111,7 +111,7 @@ func runStage(stage string, attr *syscall.SysProcAttr, wait func(*os.Process) (i
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	signals := make(chan os.Signal, 16)
-	signal.Notify(signals, forwarded...)
+	signal.Notify(signals, forwardedSignals...)
 	defer signal.Stop(signals)
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Args = os.Args
@@ -147,7 +147,7 @@ func runStage(stage string, attr *syscall.SysProcAttr, wait func(*os.Process) (i
 	return exitCode(cmd.ProcessState.Sys().(syscall.WaitStatus)), nil
 }
 
-var forwarded = []os.Signal{
+var forwardedSignals = []os.Signal{
 	syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2,
 }
 

@@ -8,14 +8,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
+
+	"github.com/seed5728abee/fathom/lab/dataplane"
 )
 
 // ReadFile reads and validates a topology file. A topology that names itself nothing is named
@@ -102,7 +106,8 @@ type fileBehaviour struct {
 	ICMPDelay   durationText `toml:"icmp_delay"`
 	ErrorSource []netip.Addr `toml:"error_source"`
 	MPLS        []fileLabel  `toml:"mpls"`
-	Balance     balanceText  `toml:"balance"`
+	Balance     *balanceText `toml:"balance"`
+	TTL         uint8        `toml:"ttl"`
 	Firewall    []fileRule   `toml:"firewall"`
 }
 
@@ -113,11 +118,11 @@ type fileLabel struct {
 }
 
 type fileRule struct {
-	Action   actionText `toml:"action"`
-	Protocol string     `toml:"protocol"`
-	From     prefixText `toml:"from"`
-	To       prefixText `toml:"to"`
-	Port     uint16     `toml:"port"`
+	Action   actionText   `toml:"action"`
+	Protocol protocolText `toml:"protocol"`
+	From     prefixText   `toml:"from"`
+	To       prefixText   `toml:"to"`
+	Port     uint16       `toml:"port"`
 }
 
 type fileRouter struct {
@@ -135,6 +140,7 @@ type fileNAT struct {
 	Addresses []prefixText `toml:"addresses"`
 	Routes    []fileRoute  `toml:"routes"`
 	Outside   string       `toml:"outside"`
+	Ports     portsText    `toml:"ports"`
 	Type      natTypeText  `toml:"type"`
 	Hairpin   bool         `toml:"hairpin"`
 	Timeout   durationText `toml:"timeout"`
@@ -144,11 +150,14 @@ type fileNAT struct {
 type fileImpairment struct {
 	Delay     durationText `toml:"delay"`
 	Jitter    durationText `toml:"jitter"`
+	Uniform   bool         `toml:"jitter_uniform"`
 	Loss      float64      `toml:"loss"`
+	LossEvery uint64       `toml:"loss_every"`
 	Duplicate float64      `toml:"duplicate"`
 	Reorder   float64      `toml:"reorder"`
 	Corrupt   float64      `toml:"corrupt"`
 	Rate      rateText     `toml:"rate"`
+	Queue     int          `toml:"queue_bytes"`
 }
 
 type fileWire struct {
@@ -193,7 +202,8 @@ func (f *file) topology() (*Topology, error) {
 		}
 		t.Routers[name] = RouterConfig{
 			Addresses: prefixes(r.Addresses), Routes: routes,
-			Adjustable: r.Adjustable, Behaviour: r.behaviour(),
+			// The kernel balances by flow too, but sees no flows in ICMP: who asks gets the real thing.
+			Adjustable: r.Adjustable || r.Balance != nil, Behaviour: r.behaviour(),
 		}
 	}
 	for name, b := range f.Bridge {
@@ -206,7 +216,8 @@ func (f *file) topology() (*Topology, error) {
 		}
 		t.NATs[name] = NATConfig{
 			Addresses: prefixes(n.Addresses), Routes: routes, Outside: n.Outside, Type: NATType(n.Type),
-			Hairpin: n.Hairpin, Timeout: n.Timeout.Duration, Behaviour: n.behaviour(),
+			Hairpin: n.Hairpin, Ports: dataplane.PortAllocation(n.Ports), Timeout: n.Timeout.Duration,
+			Behaviour: n.behaviour(),
 		}
 	}
 	for i := range f.Wire {
@@ -226,7 +237,10 @@ func (f *file) topology() (*Topology, error) {
 func (b *fileBehaviour) behaviour() Behaviour {
 	out := Behaviour{
 		Silent: b.Silent, SilentPing: b.SilentPing, ICMPRate: b.ICMPRate, ICMPBurst: b.ICMPBurst,
-		ICMPDelay: b.ICMPDelay.Duration, ErrorSource: b.ErrorSource, Balance: Balance(b.Balance),
+		ICMPDelay: b.ICMPDelay.Duration, ErrorSource: b.ErrorSource, TTL: b.TTL,
+	}
+	if b.Balance != nil {
+		out.Balance = Balance(*b.Balance)
 	}
 	for _, l := range b.MPLS {
 		ttl := uint8(1)
@@ -237,8 +251,8 @@ func (b *fileBehaviour) behaviour() Behaviour {
 	}
 	for _, r := range b.Firewall {
 		out.Firewall = append(out.Firewall, Rule{
-			Action: Action(r.Action), Protocol: r.Protocol,
-			From: r.From.Prefix.Masked(), To: r.To.Prefix.Masked(), Port: r.Port,
+			Action: dataplane.Action(r.Action), Protocol: uint8(r.Protocol),
+			From: r.From.Prefix.Masked(), To: r.To.Prefix.Masked(), PortMin: r.Port,
 		})
 	}
 	return out
@@ -246,8 +260,9 @@ func (b *fileBehaviour) behaviour() Behaviour {
 
 func (i *fileImpairment) impairment() Impairment {
 	return Impairment{
-		Delay: i.Delay.Duration, Jitter: i.Jitter.Duration, Loss: i.Loss, Duplicate: i.Duplicate,
-		Reorder: i.Reorder, Corrupt: i.Corrupt, Rate: float64(i.Rate),
+		Delay: i.Delay.Duration, Jitter: i.Jitter.Duration, JitterUniform: i.Uniform,
+		Loss: i.Loss, LossEvery: i.LossEvery, Duplicate: i.Duplicate, Reorder: i.Reorder, Corrupt: i.Corrupt,
+		Rate: float64(i.Rate), QueueBytes: i.Queue,
 	}
 }
 
@@ -363,28 +378,57 @@ func ParseRate(s string) (float64, error) {
 
 type balanceText Balance
 
-func (v *balanceText) UnmarshalText(b []byte) error { return enumText((*uint8)(v), b, balanceNames[:]) }
+func (v *balanceText) UnmarshalText(b []byte) error {
+	return enumText((*uint8)(v), b, map[string]uint8{
+		"flow":          uint8(dataplane.BalanceFlow),
+		"destination":   uint8(dataplane.BalanceDestination),
+		"packet":        uint8(dataplane.BalancePacket),
+		"packet-random": uint8(dataplane.BalancePacketRandom),
+	})
+}
 
-type actionText Action
+type actionText dataplane.Action
 
-func (v *actionText) UnmarshalText(b []byte) error { return enumText((*uint8)(v), b, actionNames[:]) }
+func (v *actionText) UnmarshalText(b []byte) error {
+	return enumText((*uint8)(v), b, map[string]uint8{
+		"accept": uint8(dataplane.Accept),
+		"drop":   uint8(dataplane.Drop),
+		"reject": uint8(dataplane.RejectAdmin),
+	})
+}
+
+type portsText dataplane.PortAllocation
+
+func (v *portsText) UnmarshalText(b []byte) error {
+	return enumText((*uint8)(v), b, map[string]uint8{
+		"preserve":   uint8(dataplane.PreservePort),
+		"sequential": uint8(dataplane.SequentialPort),
+		"random":     uint8(dataplane.RandomPort),
+	})
+}
 
 type natTypeText NATType
 
-func (v *natTypeText) UnmarshalText(b []byte) error { return enumText((*uint8)(v), b, natTypeNames[:]) }
+func (v *natTypeText) UnmarshalText(b []byte) error {
+	values := map[string]uint8{}
+	for i, name := range natTypeNames {
+		values[name] = uint8(i)
+	}
+	return enumText((*uint8)(v), b, values)
+}
 
-func enumText(v *uint8, b []byte, names []string) error {
-	for i, name := range names {
-		if name != "" && name == string(b) {
-			*v = uint8(i)
-			return nil
-		}
+// protocolText is an IP protocol number. The rules of a firewall take 1 as ICMP of either version.
+type protocolText uint8
+
+func (v *protocolText) UnmarshalText(b []byte) error {
+	return enumText((*uint8)(v), b, map[string]uint8{"icmp": 1, "tcp": 6, "udp": 17, "sctp": 132})
+}
+
+func enumText(v *uint8, b []byte, values map[string]uint8) error {
+	value, ok := values[string(b)]
+	if !ok {
+		return fmt.Errorf("%q is not one of %s", b, strings.Join(slices.Sorted(maps.Keys(values)), ", "))
 	}
-	var known []string
-	for _, name := range names {
-		if name != "" {
-			known = append(known, name)
-		}
-	}
-	return fmt.Errorf("%q is not one of %s", b, strings.Join(known, ", "))
+	*v = value
+	return nil
 }

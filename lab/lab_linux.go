@@ -18,6 +18,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/seed5728abee/fathom/lab/dataplane"
 )
 
 // Options of [Start]. The zero value works.
@@ -33,8 +35,14 @@ type Lab struct {
 	plan    *plan
 	nodes   []*Host // parallel to plan.nodes
 	wiring  *namespace
-	wires   []*Wire // parallel to plan.wires
-	routers []*Router
+	wires   []*Wire   // parallel to plan.wires
+	routers []*Router // parallel to plan.nodes; nil where the kernel routes
+
+	// The engine of the carried wires and the user-space routers; nil if there are none.
+	engine    *dataplane.Engine
+	engineErr error // of its Run, when tasks have ended
+	ctx       context.Context
+	cancel    context.CancelFunc
 
 	mu      sync.Mutex // guards the closing of closing, and that nothing joins tasks after it
 	closing chan struct{}
@@ -76,7 +84,11 @@ func Start(ctx context.Context, topology *Topology, opts Options) (*Lab, error) 
 	if !capable() {
 		return nil, fmt.Errorf("%w: this process lacks CAP_SYS_ADMIN, CAP_NET_ADMIN or CAP_NET_RAW; call lab.Enter first, or run as root", ErrNoNamespaces)
 	}
-	l := &Lab{plan: p, closing: make(chan struct{}), wires: make([]*Wire, len(p.wires))}
+	l := &Lab{
+		plan: p, closing: make(chan struct{}),
+		wires: make([]*Wire, len(p.wires)), routers: make([]*Router, len(p.nodes)),
+	}
+	l.ctx, l.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if err := l.build(opts); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
@@ -358,14 +370,10 @@ func (l *Lab) Close() error {
 		close(l.closing)
 		l.mu.Unlock()
 		l.killProcesses()
+		l.cancel()
 		l.tasks.Wait()
-		for _, r := range l.routers {
-			l.closeErr = errors.Join(l.closeErr, r.close())
-		}
-		for _, w := range l.wires {
-			if w != nil {
-				l.closeErr = errors.Join(l.closeErr, w.close())
-			}
+		if l.engine != nil {
+			l.closeErr = errors.Join(l.engineErr, l.engine.Close())
 		}
 		for _, h := range l.nodes {
 			h.ns.close()

@@ -12,6 +12,7 @@ import (
 	"math"
 	"net"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 )
@@ -116,7 +117,7 @@ type segment struct {
 	name    string
 	subnets []netip.Prefix
 	members []*planIface // bridge ports excluded
-	realm   int          // segments with one realm share an address space
+	realm   [2]int       // by family; segments of one realm share an address space
 }
 
 type planRoute struct {
@@ -167,7 +168,7 @@ func (p *plan) addNodes() {
 	}
 	for name, r := range p.topology.Routers {
 		add(name, KindRouter, r.Addresses)
-		p.byName[name].user = r.Adjustable || !r.Behaviour.isZero()
+		p.byName[name].user = r.Adjustable || !reflect.ValueOf(r.Behaviour).IsZero()
 	}
 	for name := range p.topology.Bridges {
 		add(name, KindBridge, nil)
@@ -355,27 +356,29 @@ func nextAddress(subnet netip.Prefix, a netip.Addr) netip.Addr {
 	return a
 }
 
-// findRealms joins the segments that hosts, routers and the insides of NATs connect. The
-// outside of a NAT is another realm, which may use the same addresses.
+// findRealms joins the segments that nodes connect. IPv4 beyond a NAT is another realm, which may use the
+// same addresses.
 func (p *plan) findRealms() {
-	realms := make(forest, len(p.segments))
-	for i := range realms {
-		realms[i] = i
-	}
-	for _, n := range p.nodes {
-		first := -1
-		for _, f := range n.ifaces {
-			if f == n.outside {
-				continue
-			}
-			if first >= 0 {
-				realms.union(first, f.seg.index-1)
-			}
-			first = f.seg.index - 1
+	for v := range 2 {
+		realms := make(forest, len(p.segments))
+		for i := range realms {
+			realms[i] = i
 		}
-	}
-	for i, seg := range p.segments {
-		seg.realm = realms.find(i)
+		for _, n := range p.nodes {
+			first := -1
+			for _, f := range n.ifaces {
+				if v == 0 && f == n.outside {
+					continue
+				}
+				if first >= 0 {
+					realms.union(first, f.seg.index-1)
+				}
+				first = f.seg.index - 1
+			}
+		}
+		for i, seg := range p.segments {
+			seg.realm[v] = realms.find(i)
+		}
 	}
 }
 
@@ -388,7 +391,7 @@ func (p *plan) checkOverlaps() error {
 	var all []entry
 	for _, seg := range p.segments {
 		for _, s := range seg.subnets {
-			all = append(all, entry{s, seg.realm, seg.name})
+			all = append(all, entry{s, seg.realm[family(s.Addr())], seg.name})
 		}
 	}
 	slices.SortFunc(all, func(a, b entry) int {
@@ -424,7 +427,7 @@ func (p *plan) checkOverlaps() error {
 		}
 		for _, a := range n.loopback {
 			for _, f := range ifaces[a.Addr()] {
-				if f.node == n || len(n.ifaces) == 0 || f.seg.realm == n.realm() {
+				if f.node == n || len(n.ifaces) == 0 || f.seg.realm[family(a.Addr())] == n.realm(family(a.Addr())) {
 					return bad("duplicate address %s: of %s, and of %s on %s", a.Addr(), n.name, f.node.name, f.seg.name)
 				}
 			}
@@ -434,11 +437,11 @@ func (p *plan) checkOverlaps() error {
 }
 
 // realm is where the node's own addresses are known: a NAT's are outside.
-func (n *planNode) realm() int {
+func (n *planNode) realm(v int) int {
 	if n.outside != nil {
-		return n.outside.seg.realm
+		return n.outside.seg.realm[v]
 	}
-	return n.ifaces[0].seg.realm
+	return n.ifaces[0].seg.realm[v]
 }
 
 // A destination is a prefix and the nodes that have reached it.
@@ -480,7 +483,7 @@ func (p *plan) route(d destination) {
 	const far = math.MaxInt
 	v := family(d.to.Addr())
 	dist := make([]int, len(p.nodes))
-	inward := make([]bool, len(p.nodes)) // a NAT whose path leads inside offers it to nobody outside
+	inward := make([]bool, len(p.nodes)) // a NAT whose IPv4 path leads inside offers it to nobody outside
 	via := make([][]nextHop, len(p.nodes))
 	for i := range dist {
 		dist[i] = far
@@ -490,7 +493,7 @@ func (p *plan) route(d destination) {
 		for _, f := range d.seg.members {
 			if f.addr(v).IsValid() {
 				dist[f.node.index] = 0
-				inward[f.node.index] = f.node.outside != f
+				inward[f.node.index] = v == 0 && f.node.outside != f
 				queue = append(queue, queued{0, f.node.index})
 			}
 		}
@@ -522,7 +525,7 @@ func (p *plan) route(d destination) {
 				default:
 					dist[u.index] = length
 					via[u.index] = []nextHop{{g, gateway}}
-					inward[u.index] = u.kind == KindNAT && g != u.outside
+					inward[u.index] = v == 0 && u.kind == KindNAT && g != u.outside
 					heap.Push(&queue, queued{length, u.index})
 				}
 			}
@@ -538,7 +541,7 @@ func (p *plan) route(d destination) {
 		switch {
 		case at < 0:
 			n.routes = append(n.routes, r)
-		case d.seg != nil && d.seg.realm == n.realm():
+		case d.seg != nil && d.seg.realm[v] == n.realm(v):
 			n.routes[at] = r // nearer than the same prefix beyond a NAT
 		}
 	}

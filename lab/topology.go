@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"net/netip"
 	"time"
+
+	"github.com/seed5728abee/fathom/lab/dataplane"
 )
 
 // Bounds of a topology. They keep a hostile file from asking for the whole machine; the largest
@@ -53,95 +55,27 @@ type HostConfig struct {
 type RouterConfig struct {
 	Addresses []netip.Prefix
 	Routes    []RouteConfig
-	// Adjustable makes a router that behaves a user-space one all the same, so that it can be told
-	// to misbehave while running.
+	// Adjustable makes a router without any misbehaviour a user-space one all the same, so that it can be
+	// told to misbehave while running.
 	Adjustable bool
-	Behaviour
+	Behaviour  Behaviour
 }
 
-// Behaviour is how a user-space router departs from what a well-mannered one does.
-type Behaviour struct {
-	// Silent sends no ICMP errors: the hop is a star in a traceroute.
-	Silent bool
-	// SilentPing leaves echo requests to the router's own addresses unanswered.
-	SilentPing bool
-	// ICMPRate limits the ICMP errors sent, per second. 0 is no limit.
-	ICMPRate float64
-	// ICMPBurst is how many errors may go at once under ICMPRate. Default 1.
-	ICMPBurst int
-	// ICMPDelay is added before an ICMP error or echo reply is sent: a slow control plane.
-	ICMPDelay time.Duration
-	// ErrorSource replaces the source address of ICMP errors, one address per version.
-	ErrorSource []netip.Addr
-	// MPLS is the label stack that errors quote in an RFC 4950 extension, outermost first.
-	MPLS []Label
-	// Balance is how packets are spread over equally good next hops.
-	Balance Balance
-	// Firewall rules apply to forwarded and delivered packets; the first that matches decides.
-	Firewall []Rule
-}
-
-func (b *Behaviour) isZero() bool {
-	return !b.Silent && !b.SilentPing && b.ICMPRate == 0 && b.ICMPBurst == 0 && b.ICMPDelay == 0 &&
-		len(b.ErrorSource) == 0 && len(b.MPLS) == 0 && b.Balance == BalanceDefault && len(b.Firewall) == 0
-}
-
-// Label is one entry of an MPLS label stack (RFC 3032).
-type Label struct {
-	Label uint32 // 20 bits
-	TC    uint8  // traffic class, 3 bits
-	TTL   uint8  // default 1, as most routers quote it
-}
-
-// Balance is the key by which a router spreads packets over equal-cost next hops.
-type Balance uint8
-
-// The ways to balance.
-const (
-	BalanceDefault     Balance = iota // by flow, in the kernel
-	BalanceFlow                       // addresses, protocol and ports (or ICMP checksum and identifier)
-	BalanceDestination                // destination address only
-	BalancePacket                     // each packet anew, in turn
+// What a user-space router or a carried wire does is said in the words of package dataplane.
+type (
+	// Behaviour is how a router departs from a well-mannered one.
+	Behaviour = dataplane.Behaviour
+	// Label is an entry of an MPLS label stack that a router quotes.
+	Label = dataplane.Label
+	// Balance is the key by which a router spreads packets over equal-cost next hops.
+	Balance = dataplane.Balance
+	// Rule is a rule of a router's firewall.
+	Rule = dataplane.Rule
+	// Impairment is what a wire does to the frames of one direction. Its Delay is one way.
+	Impairment = dataplane.Params
+	// WireCounters counts the frames of one direction of a carried wire.
+	WireCounters = dataplane.WireCounters
 )
-
-var balanceNames = [...]string{"", "flow", "destination", "packet"}
-
-// String is the word the topology file uses.
-func (b Balance) String() string {
-	if int(b) < len(balanceNames) {
-		return balanceNames[b]
-	}
-	return fmt.Sprintf("Balance(%d)", uint8(b))
-}
-
-// Action is what becomes of a packet that a [Rule] matches.
-type Action uint8
-
-// The actions of a firewall rule.
-const (
-	_      Action = iota
-	Accept        // forward
-	Drop          // silently
-	Reject        // drop and answer "administratively prohibited"
-)
-
-var actionNames = [...]string{"", "accept", "drop", "reject"}
-
-// String is the word the topology file uses.
-func (a Action) String() string {
-	if a > 0 && int(a) < len(actionNames) {
-		return actionNames[a]
-	}
-	return fmt.Sprintf("Action(%d)", uint8(a))
-}
-
-// Rule matches packets that a user-space router forwards. A field that is zero matches everything.
-type Rule struct {
-	Action   Action
-	Protocol string       // "icmp" (of either version), "udp", "tcp", "sctp", or empty
-	From, To netip.Prefix // source and destination
-	Port     uint16       // destination port, of UDP, TCP and SCTP
-}
 
 // BridgeConfig is an Ethernet switch: all wires that end at it are one network.
 type BridgeConfig struct {
@@ -149,8 +83,9 @@ type BridgeConfig struct {
 	Subnets []netip.Prefix
 }
 
-// NATConfig is a router that translates the source addresses of what passes from its inside (every
-// wire but one) to its outside, as home routers do. Nothing outside has a route to the inside.
+// NATConfig is a router that translates the IPv4 source addresses of what passes from its inside (every
+// wire but one) to its outside, as home routers do. Nothing outside has an IPv4 route to the inside.
+// IPv6 is routed, both ways.
 type NATConfig struct {
 	Addresses []netip.Prefix
 	Routes    []RouteConfig
@@ -160,9 +95,11 @@ type NATConfig struct {
 	Type NATType
 	// Hairpin lets inside hosts reach each other by their outside addresses.
 	Hairpin bool
-	// Timeout of an idle UDP or ICMP mapping. Default 30 s.
-	Timeout time.Duration
-	Behaviour
+	// Ports says how outside ports are chosen. Default: the inside port where it is free.
+	Ports dataplane.PortAllocation
+	// Timeout of an idle UDP mapping. Default 5 min (RFC 4787, REQ-5).
+	Timeout   time.Duration
+	Behaviour Behaviour
 }
 
 // NATType names the classic kinds of NAT (RFC 3489; RFC 4787 in brackets).
@@ -191,7 +128,7 @@ func (n NATType) String() string {
 type WireConfig struct {
 	Ends [2]string // node names
 	// Impairment applies in both directions.
-	Impairment
+	Impairment Impairment
 	// Forward (from Ends[0] to Ends[1]) and Backward replace Impairment in one direction.
 	Forward, Backward *Impairment
 	// Seed of the random choices of this wire. The default is made from its place in the topology,
@@ -211,12 +148,12 @@ type WireConfig struct {
 	Adjustable bool
 }
 
-// Direction is what a wire does to packets from Ends[0] to Ends[1], or back.
-func (w *WireConfig) direction(backward bool) Impairment {
+// direction is what the wire does from Ends[0] to Ends[1], or back.
+func (w *WireConfig) direction(d dataplane.Direction) Impairment {
 	switch {
-	case !backward && w.Forward != nil:
+	case d == dataplane.Forward && w.Forward != nil:
 		return *w.Forward
-	case backward && w.Backward != nil:
+	case d == dataplane.Backward && w.Backward != nil:
 		return *w.Backward
 	}
 	return w.Impairment
@@ -224,19 +161,7 @@ func (w *WireConfig) direction(backward bool) Impairment {
 
 // plain reports whether a bare veth pair does all that the wire asks.
 func (w *WireConfig) plain() bool {
-	return !w.Adjustable && w.direction(false) == Impairment{} && w.direction(true) == Impairment{}
-}
-
-// Impairment is what a wire does to the frames of one direction. Probabilities are per
-// frame, from 0 to 1, and independent of each other.
-type Impairment struct {
-	Delay     time.Duration // one way
-	Jitter    time.Duration // standard deviation of the delay; the order of frames is kept
-	Loss      float64       // probability that a frame vanishes
-	Duplicate float64       // probability that a frame arrives twice
-	Reorder   float64       // probability that a frame overtakes those before it, by skipping Delay
-	Corrupt   float64       // probability that one bit of a frame flips
-	Rate      float64       // bits per second; 0 is no limit
+	return !w.Adjustable && w.direction(dataplane.Forward) == Impairment{} && w.direction(dataplane.Backward) == Impairment{}
 }
 
 // RouteConfig is an explicit route. It replaces the automatic route to the same prefix.

@@ -9,6 +9,8 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+
+	"github.com/seed5728abee/fathom/lab/dataplane"
 )
 
 // Validate reports the first fault of the topology, wrapping [ErrTopology]. A topology without
@@ -65,7 +67,7 @@ func (t *Topology) check() error {
 		if err := checkAddresses(r.Addresses); err != nil {
 			return bad("router %s: %w", name, err)
 		}
-		if err := r.Behaviour.check(); err != nil {
+		if err := checkBehaviour(&r.Behaviour); err != nil {
 			return bad("router %s: %w", name, err)
 		}
 	}
@@ -74,11 +76,14 @@ func (t *Topology) check() error {
 		if err := checkAddresses(n.Addresses); err != nil {
 			return bad("nat %s: %w", name, err)
 		}
-		if err := n.Behaviour.check(); err != nil {
+		if err := checkBehaviour(&n.Behaviour); err != nil {
 			return bad("nat %s: %w", name, err)
 		}
 		if n.Outside == "" {
 			return bad("nat %s: outside must name the neighbour on its outside wire", name)
+		}
+		if n.Ports > dataplane.RandomPort {
+			return bad("nat %s: ports %s is unknown", name, n.Ports)
 		}
 		if n.Type > Symmetric {
 			return bad("nat %s: type %s is unknown", name, n.Type)
@@ -166,7 +171,7 @@ func checkSubnets(list []netip.Prefix) error {
 	return nil
 }
 
-func (b *Behaviour) check() error {
+func checkBehaviour(b *Behaviour) error {
 	switch {
 	case !(b.ICMPRate >= 0 && b.ICMPRate <= 1e9):
 		return fmt.Errorf("icmp_rate %g is not between 0 and 1e9 per second", b.ICMPRate)
@@ -176,7 +181,7 @@ func (b *Behaviour) check() error {
 		return fmt.Errorf("icmp_burst without icmp_rate")
 	case b.ICMPDelay < 0 || b.ICMPDelay > MaxDelay:
 		return fmt.Errorf("icmp_delay %s is not between 0 and %s", b.ICMPDelay, MaxDelay)
-	case b.Balance > BalancePacket:
+	case b.Balance > dataplane.BalancePacketRandom:
 		return fmt.Errorf("balance %s is unknown", b.Balance)
 	case len(b.MPLS) > 16:
 		return fmt.Errorf("mpls: a stack of %d labels, more than 16", len(b.MPLS))
@@ -202,16 +207,14 @@ func (b *Behaviour) check() error {
 		}
 	}
 	for i, r := range b.Firewall {
-		switch r.Protocol {
-		case "", "icmp", "udp", "tcp", "sctp":
-		default:
-			return fmt.Errorf("firewall rule %d: protocol %q is not icmp, udp, tcp or sctp", i+1, r.Protocol)
-		}
-		if r.Action == 0 || r.Action > Reject {
+		if r.Action == 0 || r.Action > dataplane.RejectAdmin {
 			return fmt.Errorf("firewall rule %d: action must be accept, drop or reject", i+1)
 		}
-		if r.Port != 0 && (r.Protocol == "" || r.Protocol == "icmp") {
+		if r.PortMin != 0 && r.Protocol != 6 && r.Protocol != 17 && r.Protocol != 132 {
 			return fmt.Errorf("firewall rule %d: port needs protocol udp, tcp or sctp", i+1)
+		}
+		if r.PortMax != 0 && r.PortMax < r.PortMin {
+			return fmt.Errorf("firewall rule %d: ports %d to %d are none", i+1, r.PortMin, r.PortMax)
 		}
 		if r.From.IsValid() && r.To.IsValid() && family(r.From.Addr()) != family(r.To.Addr()) {
 			return fmt.Errorf("firewall rule %d: from and to are of different IP versions", i+1)
@@ -220,7 +223,7 @@ func (b *Behaviour) check() error {
 	return nil
 }
 
-func (i *Impairment) check() error {
+func checkImpairment(i *Impairment) error {
 	for _, p := range []struct {
 		name  string
 		value float64
@@ -238,6 +241,10 @@ func (i *Impairment) check() error {
 		return fmt.Errorf("rate %g is not between 0 and %g bits per second", i.Rate, float64(MaxRate))
 	case i.Reorder > 0 && i.Delay == 0:
 		return fmt.Errorf("reorder needs a delay to skip")
+	case i.QueueBytes < 0 || i.QueueBytes > 1<<30:
+		return fmt.Errorf("queue_bytes %d is not between 0 and 2^30", i.QueueBytes)
+	case i.MaxInFlight < 0 || i.MaxInFlight > 1<<24:
+		return fmt.Errorf("%d frames in flight are not between 0 and 2^24", i.MaxInFlight)
 	}
 	return nil
 }
@@ -266,7 +273,7 @@ func (w *WireConfig) check(kinds map[string]Kind) error {
 		if i == nil {
 			continue
 		}
-		if err := i.check(); err != nil {
+		if err := checkImpairment(i); err != nil {
 			return fmt.Errorf("%s%w", [...]string{"", "forward: ", "backward: "}[d], err)
 		}
 	}
