@@ -98,8 +98,8 @@ type Features struct {
 	Mark bool
 	// Interface: requests may name the interface to leave through.
 	Interface bool
-	// Flow: flows are constant in every field that load balancers hash. In unprivileged mode this
-	// holds for UDP and TCP, not for ICMP.
+	// Flow: probes can keep every field constant that load balancers hash. In unprivileged mode the
+	// system chooses the IPv6 flow label: constant, but not always different between flows.
 	Flow bool
 	// KernelTime: the kernel stamps arrivals and departures.
 	KernelTime bool

@@ -356,8 +356,8 @@ func (p *Prober) normalize(r *Request) error {
 		return fmt.Errorf("a routing mark in %v mode: %w", f.Mode, ErrUnsupported)
 	case r.Interface != "" && !f.Interface:
 		return fmt.Errorf("choosing the interface: %w on this system", ErrUnsupported)
-	case r.Flow != 0 && !f.Flow && r.Protocol == ICMP:
-		return fmt.Errorf("constant flows of ICMP probes in %v mode: %w (use UDP)", f.Mode, ErrUnsupported)
+	case r.Flow != 0 && !f.Flow:
+		return fmt.Errorf("constant flows: %w on this system", ErrUnsupported)
 	}
 	if r.TTL == 0 {
 		r.TTL = DefaultTTL

@@ -424,12 +424,12 @@ func (c *socket) takeControl(m *Message, level, typ int32, d []byte) {
 		m.TOS = d[0]
 	case level == unix.IPPROTO_IP && typ == unix.IP_RECVERR,
 		level == unix.IPPROTO_IPV6 && typ == unix.IPV6_RECVERR:
-		c.takeFailure(m, d)
+		takeFailure(m, d)
 	}
 }
 
 // takeFailure reads a struct sock_extended_err and the offender's address behind it.
-func (c *socket) takeFailure(m *Message, d []byte) {
+func takeFailure(m *Message, d []byte) {
 	if len(d) < 16 {
 		return
 	}
