@@ -127,16 +127,23 @@ func corpus(t testing.TB) []sample {
 	too := ICMPError{Type: ICMPv6PacketTooBig, MTU: 1280, Quote: vector(t, "echo6")}
 	mpls6 := ICMPError{Type: ICMPv6TimeExceeded, Quote: vector(t, "echo6"), Extensions: vector(t, "extension-3labels")}
 	s := []sample{
-		{"IPv4", withOptions, 0}, {"QuotedIPv4", withOptions, 28}, {"Quote", withOptions, 36},
-		{"IPv6", extended(t, 0), 0}, {"QuotedIPv6", extended(t, 0), 40}, {"Quote", extended(t, 0), len(extended(t, 0))},
+		{"IPv4", withOptions, 0},
+		{"QuotedIPv4", withOptions, 28},
+		{"Quote", withOptions, 36},
+		{"IPv6", extended(t, 0), 0},
+		{"QuotedIPv6", extended(t, 0), 40},
+		{"Quote", extended(t, 0), len(extended(t, 0))},
 		{"TCP", app(syn.Append(nil, src4, dst4, nil)), 0},
-		{"SCTP", vector(t, "sctp-init"), 0}, {"SCTP", vector(t, "sctp-abort"), 0}, {"SCTP", cookie, 0},
+		{"SCTP", vector(t, "sctp-init"), 0},
+		{"SCTP", vector(t, "sctp-abort"), 0},
+		{"SCTP", cookie, 0},
 		{"ICMPv6Error", app(AppendICMPError6(nil, dst6, src6, &too)), 8},
 		{"ICMPv6Error", app(AppendICMPError6(nil, dst6, src6, &mpls6)), 8},
 		{"ICMPv6Error", vector(t, "icmp6-port"), 8},
 		{"ICMPv4Error", vector(t, "icmp4-time-exceeded-mpls-no-length"), 8},
 		{"ICMPv4Error", vector(t, "icmp4-prohibited"), 8},
-		{"Extensions", vector(t, "extension-1label"), 4}, {"Extensions", vector(t, "extension-3labels"), 4},
+		{"Extensions", vector(t, "extension-1label"), 4},
+		{"Extensions", vector(t, "extension-3labels"), 4},
 	}
 	for _, name := range []string{"udp4", "udp4-balanced", "udp6", "udp6-balanced"} {
 		s = append(s, sample{"UDP", vector(t, name), 0})
