@@ -1,0 +1,76 @@
+// Copyright The Fathom Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+	"kernel.org/pub/linux/libs/security/libcap/cap"
+)
+
+// markCapability is what setting SO_MARK needs, at the moment when it is set, from Linux 5.17 on.
+// Before that it was CAP_NET_ADMIN, which is too much to keep.
+const markCapability = cap.NET_RAW
+
+// narrowPrivileges makes the effective user and group the real ones, for an installation that is set-user-ID, and
+// drops every capability but markCapability. All sockets are open by then.
+func narrowPrivileges() error {
+	had, err := hasMarkCapability()
+	if err != nil {
+		return err
+	}
+	uid, gid := os.Getuid(), os.Getgid()
+	if os.Geteuid() != uid || os.Getegid() != gid {
+		// Otherwise the kernel takes all capabilities away with user 0.
+		if _, err := cap.Prctlw(unix.PR_SET_KEEPCAPS, 1); err != nil {
+			return fmt.Errorf("keep capabilities: %w", err)
+		}
+		if err := syscall.Setresgid(gid, gid, gid); err != nil {
+			return fmt.Errorf("become group %d: %w", gid, err)
+		}
+		if err := syscall.Setresuid(uid, uid, uid); err != nil {
+			return fmt.Errorf("become user %d: %w", uid, err)
+		}
+		if _, err := cap.Prctlw(unix.PR_SET_KEEPCAPS, 0); err != nil {
+			return fmt.Errorf("keep no capabilities: %w", err)
+		}
+	}
+	return setCapabilities(had)
+}
+
+// settlePrivileges drops markCapability too, unless it is to be kept. It tells whether the process has
+// it now.
+func settlePrivileges(keepMark bool) (kept bool, err error) {
+	if kept, err = hasMarkCapability(); err != nil || keepMark || !kept {
+		return kept, err
+	}
+	return false, setCapabilities(false)
+}
+
+func hasMarkCapability() (bool, error) {
+	has, err := cap.GetProc().GetFlag(cap.Permitted, markCapability)
+	if err != nil {
+		return false, fmt.Errorf("look for %v: %w", markCapability, err)
+	}
+	return has, nil
+}
+
+// setCapabilities leaves every thread of the process with markCapability or with none.
+func setCapabilities(mark bool) error {
+	set := cap.NewSet()
+	if mark {
+		for _, flag := range [...]cap.Flag{cap.Permitted, cap.Effective} {
+			if err := set.SetFlag(flag, true, markCapability); err != nil {
+				return fmt.Errorf("choose %v: %w", markCapability, err)
+			}
+		}
+	}
+	if err := set.SetProc(); err != nil {
+		return fmt.Errorf("set capabilities to %q: %w", set, err)
+	}
+	return nil
+}
