@@ -8,7 +8,9 @@
 // methods read the fields in place. Only the Parse functions make one, after checking once all that its methods rely on;
 // calling a method of a hand-made view may panic. A view is as long valid, and as safe to share, as the
 // bytes it was made from. Encoding appends to a slice and returns it, like append; on an error the
-// slice comes back as it was. Neither allocates, as long as the slice has room.
+// slice comes back as it was. Neither allocates, as long as the slice has room. The two decoders with
+// large results have a second form, [ICMPError.Decode] and [Quote.Decode], for hot loops that use
+// one result again and again.
 //
 // Malformed bytes give an error to branch on ([ErrTruncated], [ErrMalformed], ...), never a panic.
 // Checksums of received packets are not verified by parsing, because the kernel has done that for

@@ -28,6 +28,16 @@ func seed(f *testing.F, decoders ...string) {
 	}
 }
 
+func FuzzChecksum(f *testing.F) {
+	f.Add(vector(f, "echo4"), uint8(3))
+	f.Fuzz(func(t *testing.T, b []byte, skip uint8) {
+		b = b[min(int(skip), len(b)):] // any alignment
+		if got, want := Checksum(b), slowChecksum(b); got != want {
+			t.Fatalf("%x: got %04x, want %04x", b, got, want)
+		}
+	})
+}
+
 func FuzzIPv4(f *testing.F) {
 	seed(f, "IPv4", "QuotedIPv4")
 	f.Fuzz(func(t *testing.T, b []byte) {

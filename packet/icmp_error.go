@@ -56,18 +56,24 @@ type ICMPError struct {
 // do not add up, is not taken for extensions; that is not an error.
 //
 // Errors: [ErrTruncated] below 8 bytes, [ErrVersion], [ErrMalformed] for a message that is not an error.
-func ParseICMPError(version int, b []byte) (ICMPError, error) {
-	var e ICMPError
+func ParseICMPError(version int, b []byte) (e ICMPError, err error) {
+	err = e.Decode(version, b)
+	return e, err
+}
+
+// Decode is [ParseICMPError] into an ICMPError that is used again, which spares copying it.
+// On an error e is left as it was.
+func (e *ICMPError) Decode(version int, b []byte) error {
 	if version != 4 && version != 6 {
-		return e, errICMPVersion
+		return errICMPVersion
 	}
 	if len(b) < ICMPHeaderLen {
-		return e, errICMPShort
+		return errICMPShort
 	}
 	if !IsICMPError(version, b[0]) {
-		return e, errICMPNotError
+		return errICMPNotError
 	}
-	e.Type, e.Code = b[0], b[1]
+	*e = ICMPError{Type: b[0], Code: b[1], Quote: b[ICMPHeaderLen:]}
 	rest := binary.BigEndian.Uint32(b[4:])
 	if version == 4 {
 		switch {
@@ -86,15 +92,14 @@ func ParseICMPError(version int, b []byte) (ICMPError, error) {
 			e.Pointer = rest
 		}
 	}
-	e.Quote = b[ICMPHeaderLen:]
-	at := extensionOffset
 	if unit, field := extensionLength(version, e.Type); unit != 0 {
+		at := extensionOffset
 		if b[field] != 0 {
 			at = int(b[field]) * unit
 		}
 		e.split(at, b[field] != 0)
 	}
-	return e, nil
+	return nil
 }
 
 // split divides what follows the ICMP header at the offset. If the length field gave the

@@ -33,49 +33,56 @@ type Quote struct {
 // ParseQuote decodes a quoted packet. The version field decides how; IPv4 options and IPv6 extension
 // headers are skipped. Errors: [ErrVersion], [ErrMalformed], [ErrFragment], and
 // [ErrTruncated] if less than 8 bytes of the transport header are there.
-func ParseQuote(b []byte) (Quote, error) {
-	var q Quote
+func ParseQuote(b []byte) (q Quote, err error) {
+	err = q.Decode(b)
+	return q, err
+}
+
+// Decode is [ParseQuote] into a Quote that is used again, which spares copying it.
+// On an error q is left as it was.
+func (q *Quote) Decode(b []byte) error {
 	if len(b) == 0 {
-		return q, errQuoteShort
+		return errQuoteShort
 	}
+	var transport []byte
 	switch b[0] >> 4 {
 	case 4:
 		v, err := ParseQuotedIPv4(b)
 		if err != nil {
-			return q, err
+			return err
 		}
 		if v.FragmentOffset() != 0 {
-			return q, errIPv4Fragment
+			return errIPv4Fragment
 		}
-		q = Quote{
-			Version: 4, Protocol: v.Protocol(), TTL: v.TTL(), TOS: v.TOS(), Src: v.Src(), Dst: v.Dst(),
-			TotalLen: v.TotalLen(), IPID: v.ID(), Transport: v.Payload(),
+		if transport = v.Payload(); len(transport) < minQuote {
+			return errQuoteShort
 		}
+		q.Version, q.Protocol, q.TTL, q.TOS = 4, v.Protocol(), v.TTL(), v.TOS()
+		q.Src, q.Dst, q.TotalLen, q.IPID, q.FlowLabel = v.Src(), v.Dst(), v.TotalLen(), v.ID(), 0
 	case 6:
 		v, err := ParseQuotedIPv6(b)
 		if err != nil {
-			return q, err
+			return err
 		}
-		p, transport, err := v.Upper()
-		if err != nil {
-			return q, err
+		var p Protocol
+		if p, transport, err = v.Upper(); err != nil {
+			return err
 		}
-		q = Quote{
-			Version: 6, Protocol: p, TTL: v.HopLimit(), TOS: v.TrafficClass(), Src: v.Src(), Dst: v.Dst(),
-			TotalLen: IPv6HeaderLen + v.PayloadLen(), FlowLabel: v.FlowLabel(), Transport: transport,
+		if len(transport) < minQuote {
+			return errQuoteShort
 		}
+		q.Version, q.Protocol, q.TTL, q.TOS = 6, p, v.HopLimit(), v.TrafficClass()
+		q.Src, q.Dst, q.TotalLen, q.IPID, q.FlowLabel = v.Src(), v.Dst(), IPv6HeaderLen+v.PayloadLen(), 0, v.FlowLabel()
 	default:
-		return q, errQuoteVersion
+		return errQuoteVersion
 	}
-	if len(q.Transport) < minQuote {
-		return Quote{}, errQuoteShort
-	}
+	q.Transport, q.SrcPort, q.DstPort = transport, 0, 0
 	switch q.Protocol {
 	case ProtocolUDP, ProtocolTCP, ProtocolSCTP:
-		q.SrcPort = binary.BigEndian.Uint16(q.Transport)
-		q.DstPort = binary.BigEndian.Uint16(q.Transport[2:])
+		q.SrcPort = binary.BigEndian.Uint16(transport)
+		q.DstPort = binary.BigEndian.Uint16(transport[2:])
 	}
-	return q, nil
+	return nil
 }
 
 // The methods below read the quoted transport header; each is meaningful for the protocol it names.

@@ -6,6 +6,8 @@ package packet
 import (
 	"errors"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 func TestQuoteIPv4Options(t *testing.T) {
@@ -77,6 +79,52 @@ func TestQuoteErrors(t *testing.T) {
 			if q, err := ParseQuote(b[:n]); err != nil || q.ID() != 1 {
 				t.Errorf("%s, %d bytes: %v", name, n, err)
 			}
+		}
+	}
+}
+
+// A Quote that is used again keeps nothing of the packet before, and all of it after an error.
+func TestQuoteDecodeAgain(t *testing.T) {
+	var used Quote
+	for _, name := range []string{"echo6", "go-udp-probe", "echo4", "echo6"} {
+		b := vector(t, name)
+		if err := used.Decode(b); err != nil {
+			t.Fatal(err)
+		}
+		fresh, err := ParseQuote(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(fresh, used, cmpAddr); d != "" {
+			t.Errorf("%s: %s", name, d)
+		}
+		for n := range 28 {
+			if err := used.Decode(b[:n]); err == nil {
+				t.Fatalf("%s: %d bytes accepted", name, n)
+			}
+		}
+		if d := cmp.Diff(fresh, used, cmpAddr); d != "" {
+			t.Errorf("%s, after errors: %s", name, d)
+		}
+	}
+}
+
+func TestICMPErrorDecodeAgain(t *testing.T) {
+	var used ICMPError
+	for _, name := range []string{"icmp4-time-exceeded-mpls-no-length", "icmp4-prohibited"} {
+		b := vector(t, name)
+		if err := used.Decode(4, b); err != nil {
+			t.Fatal(err)
+		}
+		fresh, err := ParseICMPError(4, b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if used.Decode(4, b[:7]) == nil || used.Decode(5, b) == nil || used.Decode(4, make([]byte, 8)) == nil {
+			t.Errorf("%s: not refused", name)
+		}
+		if d := cmp.Diff(fresh, used, cmpAddr); d != "" {
+			t.Errorf("%s: %s", name, d)
 		}
 	}
 }
