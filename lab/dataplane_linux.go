@@ -219,4 +219,57 @@ var rejects = map[string]dataplane.Reject{
 	"blackhole": dataplane.Blackhole, "unreachable": dataplane.Unreachable, "prohibit": dataplane.Prohibit,
 }
 
-func (l *Lab) startRouter(h *Host) error { return fmt.Errorf("not yet") }
+// startRouter gives the interfaces of a node to a router in user space.
+func (l *Lab) startRouter(h *Host) error {
+	if err := l.startEngine(); err != nil {
+		return err
+	}
+	conns := make([]*rawio.FrameConn, 0, len(h.plan.ifaces))
+	err := h.ns.do(func() error {
+		for _, f := range h.plan.ifaces {
+			if err := rawio.DisableOffload(f.name); err != nil {
+				return err
+			}
+			c, err := rawio.OpenFrameConn(f.name, rawio.FrameOptions{})
+			if err != nil {
+				return err
+			}
+			conns = append(conns, c)
+		}
+		return nil
+	})
+	if err != nil {
+		for _, c := range conns {
+			c.Close()
+		}
+		return err
+	}
+	// What the neighbours send must be finished frames, too.
+	for _, f := range h.plan.ifaces {
+		pair := l.plan.wires[f.wire]
+		peer := pair[1-f.end]
+		if err := l.nodes[peer.node.index].ns.do(func() error { return rawio.DisableOffload(peer.name) }); err != nil {
+			for _, c := range conns {
+				c.Close()
+			}
+			return err
+		}
+	}
+	r, err := l.engine.AddRouter(conns, routerConfig(l.plan.topology, h.plan))
+	if err != nil {
+		return err
+	}
+	l.routers[h.plan.index] = &Router{name: h.plan.name, dataplane: r}
+	return nil
+}
+
+// Behaviour is how the router behaves at present.
+func (r *Router) Behaviour() Behaviour { return r.dataplane.Behaviour() }
+
+// SetBehaviour changes how the router behaves from now on.
+func (r *Router) SetBehaviour(b Behaviour) error {
+	if err := checkBehaviour(&b); err != nil {
+		return bad("router %s: %w", r.name, err)
+	}
+	return r.dataplane.SetBehaviour(b)
+}

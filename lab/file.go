@@ -34,6 +34,11 @@ func ReadFile(path string) (*Topology, error) {
 	if err != nil {
 		return nil, err
 	}
+	return ParseNamed(path, data)
+}
+
+// ParseNamed is [Parse] of a file that has been read: its path appears in errors, and names the topology.
+func ParseNamed(path string, data []byte) (*Topology, error) {
 	t, err := Parse(data)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
@@ -374,6 +379,86 @@ func ParseRate(s string) (float64, error) {
 		return 0, fmt.Errorf("rate %q is not between 0 and %g bits per second", s, float64(MaxRate))
 	}
 	return rate, nil
+}
+
+// formatRate is the inverse of ParseRate.
+func formatRate(rate float64) string {
+	for _, unit := range []struct {
+		scale  float64
+		suffix string
+	}{{1e9, "Gbit"}, {1e6, "Mbit"}, {1e3, "kbit"}} {
+		if rate >= unit.scale {
+			return strconv.FormatFloat(rate/unit.scale, 'f', -1, 64) + unit.suffix
+		}
+	}
+	return strconv.FormatFloat(rate, 'f', -1, 64) + "bit"
+}
+
+// ImpairmentKeys are the keys that [SetImpairment] knows, in the order of the guide.
+var ImpairmentKeys = []string{"delay", "jitter", "jitter_uniform", "loss", "loss_every", "duplicate", "reorder", "corrupt", "rate", "queue_bytes"}
+
+// SetImpairment changes one field of an impairment, by its key and value in the topology file.
+func SetImpairment(i *Impairment, key, value string) (err error) {
+	switch key {
+	case "delay":
+		i.Delay, err = time.ParseDuration(value)
+	case "jitter":
+		i.Jitter, err = time.ParseDuration(value)
+	case "jitter_uniform":
+		i.JitterUniform, err = strconv.ParseBool(value)
+	case "loss":
+		i.Loss, err = strconv.ParseFloat(value, 64)
+	case "loss_every":
+		i.LossEvery, err = strconv.ParseUint(value, 10, 64)
+	case "duplicate":
+		i.Duplicate, err = strconv.ParseFloat(value, 64)
+	case "reorder":
+		i.Reorder, err = strconv.ParseFloat(value, 64)
+	case "corrupt":
+		i.Corrupt, err = strconv.ParseFloat(value, 64)
+	case "rate":
+		if value == "0" {
+			i.Rate = 0
+		} else {
+			i.Rate, err = ParseRate(value)
+		}
+	case "queue_bytes":
+		i.QueueBytes, err = strconv.Atoi(value)
+	default:
+		return bad("a wire has no %q; it has %s", key, strings.Join(ImpairmentKeys, ", "))
+	}
+	if err != nil {
+		return bad("%s %q: %w", key, value, err)
+	}
+	return nil
+}
+
+// FormatImpairment describes an impairment in a few words: "20ms ±2ms, loss 10%, 10Mbit". It is
+// empty for a perfect wire.
+func FormatImpairment(i Impairment) string {
+	var parts []string
+	if i.Delay != 0 || i.Jitter != 0 {
+		s := i.Delay.String()
+		if i.Jitter != 0 {
+			s += " ±" + i.Jitter.String()
+		}
+		parts = append(parts, s)
+	}
+	for _, p := range []struct {
+		name  string
+		value float64
+	}{{"loss", i.Loss}, {"duplicate", i.Duplicate}, {"reorder", i.Reorder}, {"corrupt", i.Corrupt}} {
+		if p.value != 0 {
+			parts = append(parts, fmt.Sprintf("%s %s%%", p.name, strconv.FormatFloat(p.value*100, 'g', 6, 64)))
+		}
+	}
+	if i.LossEvery != 0 {
+		parts = append(parts, fmt.Sprintf("loses 1 in %d", i.LossEvery))
+	}
+	if i.Rate != 0 {
+		parts = append(parts, formatRate(i.Rate))
+	}
+	return strings.Join(parts, ", ")
 }
 
 type balanceText Balance
