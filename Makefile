@@ -101,7 +101,10 @@ completions: build ## write the shell completions into build/completions
 	build/fathom completion zsh > build/completions/_fathom
 	build/fathom completion fish > build/completions/fathom.fish
 
-install: build man completions ## install programs, manual and completions under PREFIX (/usr/local)
+# Nothing is built here: under sudo there may be no Go.
+install: ## install what build, man and completions made under PREFIX (/usr/local)
+	@for made in build/fathom build/man build/completions; do \
+		[[ -e $$made ]] || { echo "$$made is missing: run make build man completions first"; exit 1; }; done
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1
 	install -m 0755 build/fathom build/mtr-packet $(DESTDIR)$(PREFIX)/bin/
 	install -m 0644 build/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1/
