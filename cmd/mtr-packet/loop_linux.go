@@ -4,8 +4,7 @@
 package main
 
 import (
-	"golang.org/x/sys/unix"
-
+	"github.com/seed5728abee/fathom/internal/rawio"
 	"github.com/seed5728abee/fathom/probe"
 )
 
@@ -14,29 +13,26 @@ import (
 const maxBacklog = 64 << 10
 
 // loop joins a session to two descriptors. Its methods but begin are hooks of the prober's loop.
-//
-// The descriptors may be shared with other processes, so their flags are left alone. They are
-// used only when poll says that they are ready, and so little at a time that they don't block.
 type loop struct {
-	in, out int
+	in, out *rawio.Descriptor
 	ready   chan struct{} // closed when session is set
 	session *session
 	ended   bool     // no more commands will come
 	blocked bool     // out was not ready for writing when last looked at
 	exit    chan int // the exit code, once
-	poll    [1]unix.PollFd
 }
 
 func newLoop(in, out int) *loop {
-	l := &loop{in: in, out: out, ready: make(chan struct{}), exit: make(chan int, 1)}
-	l.poll[0] = unix.PollFd{Fd: int32(out), Events: unix.POLLOUT}
-	return l
+	return &loop{
+		in: rawio.NewDescriptor(in), out: rawio.NewDescriptor(out),
+		ready: make(chan struct{}), exit: make(chan int, 1),
+	}
 }
 
 func (l *loop) hooks() *probe.Loop {
 	return &probe.Loop{
-		In: l.in, WantRead: l.wantRead, OnReadable: l.onReadable,
-		Out: l.out, WantWrite: l.wantWrite, OnWritable: l.flush, OnBroken: l.onBroken,
+		In: l.in.FD(), WantRead: l.wantRead, OnReadable: l.onReadable,
+		Out: l.out.FD(), WantWrite: l.wantWrite, OnWritable: l.flush, OnBroken: l.onBroken,
 		AfterTurn: l.afterTurn,
 	}
 }
@@ -55,21 +51,15 @@ func (l *loop) wantRead() bool {
 
 func (l *loop) wantWrite() bool { return l.blocked }
 
-// onReadable reads once: a second read might block.
+// onReadable takes in commands.
 func (l *loop) onReadable() {
 	if l.ended {
 		return
 	}
-	n, err := unix.Read(l.in, l.session.lines.space())
-	switch {
-	case n > 0:
-		l.session.lines.add(n)
-		l.session.run()
-	case err == unix.EAGAIN || err == unix.EINTR:
-	default:
-		// The end, or an error that would come again. An unfinished line is dropped.
-		l.ended = true
-	}
+	n, ended := l.in.Read(l.session.lines.space())
+	l.session.lines.add(n)
+	l.session.run()
+	l.ended = ended // an unfinished line is dropped
 }
 
 // afterTurn writes what the turn has brought.
@@ -83,37 +73,31 @@ func (l *loop) afterTurn() {
 	}
 }
 
-// flush writes as much as goes out without blocking.
+// flush writes as many answers as go out without blocking.
 func (l *loop) flush() {
 	l.blocked = false
-	r := &l.session.replies
-	for r.pending() > 0 {
-		if n, _ := unix.Poll(l.poll[:], 0); n <= 0 {
-			l.blocked = true
-			return
-		}
-		n, err := unix.Write(l.out, r.chunk())
+	for r := &l.session.replies; r.pending() > 0; {
+		n, broken := l.out.Write(r.chunk())
 		switch {
-		case n > 0:
-			r.written(n)
-		case err == unix.EINTR:
-		case err == unix.EAGAIN:
-			l.blocked = true
-			return
-		default:
+		case broken:
 			l.onBroken()
 			return
+		case n == 0:
+			l.blocked = true
+			return
 		}
+		r.written(n)
 	}
 }
 
 // onBroken ends the program: nobody will ever read an answer.
 func (l *loop) onBroken() {
+	l.quit(exitFailed)
 	l.ended = true
 	l.session.replies = replies{}
-	l.quit(exitFailed)
 }
 
+// quit ends the program. The first code counts.
 func (l *loop) quit(code int) {
 	select {
 	case l.exit <- code:

@@ -5,11 +5,11 @@ package main
 
 import (
 	"fmt"
-	"os"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 	"kernel.org/pub/linux/libs/security/libcap/cap"
+
+	"github.com/seed5728abee/fathom/internal/rawio"
 )
 
 // markCapability is what setting SO_MARK needs, at the moment when it is set, from Linux 5.17 on.
@@ -23,20 +23,16 @@ func narrowPrivileges() error {
 	if err != nil {
 		return err
 	}
-	uid, gid := os.Getuid(), os.Getgid()
-	if os.Geteuid() != uid || os.Getegid() != gid {
+	if rawio.ChangedIDs() {
 		// Otherwise the kernel takes all capabilities away with user 0.
 		if _, err := cap.Prctlw(unix.PR_SET_KEEPCAPS, 1); err != nil {
 			return fmt.Errorf("keep capabilities: %w", err)
 		}
-		if err := syscall.Setresgid(gid, gid, gid); err != nil {
-			return fmt.Errorf("become group %d: %w", gid, err)
-		}
-		if err := syscall.Setresuid(uid, uid, uid); err != nil {
-			return fmt.Errorf("become user %d: %w", uid, err)
+		if err := rawio.RestoreIDs(); err != nil {
+			return err
 		}
 		if _, err := cap.Prctlw(unix.PR_SET_KEEPCAPS, 0); err != nil {
-			return fmt.Errorf("keep no capabilities: %w", err)
+			return fmt.Errorf("keep no more capabilities: %w", err)
 		}
 	}
 	return setCapabilities(had)

@@ -219,11 +219,10 @@ func appendUnexpected(b []byte, token int64, errno syscall.Errno) []byte {
 	return append(b, '\n')
 }
 
-// pipeBuf is how much can be written to a pipe that is ready for writing without blocking, and
-// appears in it in one piece (PIPE_BUF of Linux).
-const pipeBuf = 4096
+// chunkSize is how much is written at once: what fits into a pipe that is ready, in one piece (PIPE_BUF).
+const chunkSize = 4096
 
-// replies are the answers not yet written. Each is shorter than pipeBuf.
+// replies are the answers not yet written. Each is shorter than chunkSize.
 type replies struct {
 	buf  []byte
 	head int // written up to here
@@ -232,13 +231,13 @@ type replies struct {
 // pending is the number of bytes not yet written.
 func (r *replies) pending() int { return len(r.buf) - r.head }
 
-// chunk is what to write next: whole lines, at most pipeBuf bytes; empty if nothing is pending.
+// chunk is what to write next: whole lines, at most chunkSize bytes; empty if nothing is pending.
 func (r *replies) chunk() []byte {
 	b := r.buf[r.head:]
-	if len(b) <= pipeBuf {
+	if len(b) <= chunkSize {
 		return b
 	}
-	return b[:bytes.LastIndexByte(b[:pipeBuf], '\n')+1]
+	return b[:bytes.LastIndexByte(b[:chunkSize], '\n')+1]
 }
 
 // written tells that n bytes of the chunk were written.

@@ -104,7 +104,7 @@ func TestReplyChunks(t *testing.T) {
 			continue
 		}
 		c := r.chunk()
-		if len(c) == 0 || len(c) > pipeBuf || c[len(c)-1] != '\n' {
+		if len(c) == 0 || len(c) > chunkSize || c[len(c)-1] != '\n' {
 			t.Fatalf("chunk of %d bytes, the last %q", len(c), c[len(c)-1])
 		}
 		n := len(c)
