@@ -226,9 +226,13 @@ func (t *tracer) run(ctx context.Context) (*Path, error) {
 		keep, _ = judge(t.hops[:t.decided], t.opts.limits())
 	}
 	t.show(keep)
-	silent := t.decided - keep
-	if reason != StopGapLimit && reason != StopMaxHops {
-		silent = 0
+	silent := 0
+	switch reason {
+	case StopGapLimit:
+		silent = t.opts.GapLimit // more may have been tried at the same time
+	case StopMaxHops:
+		silent = t.decided - keep
+	case StopReached, StopUnreachable, StopLoop, StopProbeLimit, StopInterrupted:
 	}
 	return &Path{
 		Target: t.req.Target, Protocol: t.req.Protocol, Flow: t.req.Flow,
