@@ -223,8 +223,8 @@ func (c *Client) send(conn *net.UnixConn, req request, files []*os.File) error {
 	}
 	_ = conn.SetWriteDeadline(time.Now().Add(requestTimeout))
 	n, _, err := conn.WriteMsgUnix(b, rights, nil)
-	if err == nil {
-		_, err = conn.Write(append(b[n:], '\n'))
+	if err == nil && n < len(b) { // not a byte after the request: the lab may have answered and hung up
+		_, err = conn.Write(b[n:])
 	}
 	if err != nil {
 		return fmt.Errorf("lab %s: %w", c.name, err)
