@@ -44,7 +44,7 @@ func inNamespace(t testing.TB, f func()) {
 		}
 		for _, name := range []string{"a", "b"} {
 			// No IPv6: its own frames would get between those of the test.
-			os.WriteFile("/proc/thread-self/net/../../sys/net/ipv6/conf/"+name+"/disable_ipv6", []byte("1"), 0)
+			os.WriteFile("/proc/sys/net/ipv6/conf/"+name+"/disable_ipv6", []byte("1"), 0)
 			link, e := netlink.LinkByName(name)
 			if e == nil {
 				e = netlink.LinkSetUp(link)

@@ -12,9 +12,12 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -57,13 +60,8 @@ func newNamespace(t testing.TB) *namespace {
 	onThread(func() {
 		if n.h, err = netns.New(); err == nil {
 			// Addresses are set by hand; autoconfiguration only adds noise.
-			for _, kv := range [][2]string{
-				{"all/disable_ipv6", "0"}, {"default/accept_dad", "0"}, {"default/router_solicitations", "0"},
-				{"default/addr_gen_mode", "1"},
-			} {
-				if e := os.WriteFile("/proc/thread-self/net/../../../sys/net/ipv6/conf/"+kv[0], []byte(kv[1]), 0); e != nil {
-					os.WriteFile("/proc/sys/net/ipv6/conf/"+kv[0], []byte(kv[1]), 0)
-				}
+			for _, kv := range [][2]string{{"accept_dad", "0"}, {"router_solicitations", "0"}, {"addr_gen_mode", "1"}} {
+				os.WriteFile("/proc/sys/net/ipv6/conf/default/"+kv[0], []byte(kv[1]), 0)
 			}
 			if lo, e := netlink.LinkByName("lo"); e == nil {
 				netlink.LinkSetUp(lo)
@@ -148,6 +146,25 @@ func newHost(t testing.TB, hub *namespace, name string, addrs ...string) *host {
 			}
 		}
 		return netlink.LinkSetUp(link)
+	})
+	// The kernel configures IPv6 when it notices, up to a second later, that
+	// the link is up. Before that it does not hear neighbour solicitations.
+	h.do(t, func() error {
+		for deadline := time.Now().Add(5 * time.Second); len(addrs) > 0; time.Sleep(time.Millisecond) {
+			routes, err := os.ReadFile("/proc/thread-self/net/ipv6_route")
+			if err != nil {
+				return err
+			}
+			if slices.ContainsFunc(strings.Split(string(routes), "\n"), func(l string) bool {
+				return strings.HasPrefix(l, "ff000000000000000000000000000000 08") && strings.HasSuffix(l, "eth0")
+			}) {
+				return nil
+			}
+			if time.Now().After(deadline) {
+				return errors.New("eth0 has no multicast route")
+			}
+		}
+		return nil
 	})
 	hub.do(t, func() (err error) {
 		h.conn, err = rawio.OpenFrameConn(name, rawio.FrameOptions{Promiscuous: true})
