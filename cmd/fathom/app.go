@@ -42,8 +42,10 @@ type app struct {
 	level slog.LevelVar
 
 	// What reaches the network, so that tests can put something else in its place.
-	newProber func(probe.Options) (prober, error)
-	resolve   func(ctx context.Context, host string, version int) (netip.Addr, error)
+	newProber   func(probe.Options) (prober, error)
+	resolve     func(ctx context.Context, host string, version int) (netip.Addr, error)
+	lookupName  func(context.Context, netip.Addr) string // "" if it has none
+	lookupFacts func(context.Context, netip.Addr) addrFacts
 
 	// started is set when a command's own work begins: an error before that is one of usage.
 	started bool
@@ -58,6 +60,8 @@ func newApp() *app {
 		lookupEnv:      os.LookupEnv,
 		newProber:      newRealProber,
 		resolve:        resolveHost,
+		lookupName:     lookupName,
+		lookupFacts:    lookupFacts,
 	}
 	a.level.Set(slog.LevelWarn)
 	a.log = slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: &a.level}))
@@ -71,6 +75,9 @@ func (a *app) run(ctx context.Context, argv []string) int {
 	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return exitDone
+	}
+	if exit, ok := errors.AsType[*exitError](err); ok {
+		return exit.code
 	}
 	code := exitFailed
 	if _, ok := errors.AsType[*usageError](err); ok || !a.started {

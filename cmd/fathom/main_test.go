@@ -90,7 +90,9 @@ func newTestApp(p prober) *testApp {
 			}
 			return addr, nil
 		},
-		log: slog.New(slog.DiscardHandler),
+		lookupName:  func(context.Context, netip.Addr) string { return "" },
+		lookupFacts: func(context.Context, netip.Addr) addrFacts { return addrFacts{} },
+		log:         slog.New(slog.DiscardHandler),
 	}
 	return ta
 }

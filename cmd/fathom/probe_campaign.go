@@ -18,14 +18,6 @@ import (
 	"github.com/seed5728abee/fathom/probe"
 )
 
-// prober is the part of probe.Prober that a campaign needs.
-type prober interface {
-	// start sends a probe. done is called once, on another goroutine, unless start fails.
-	start(req probe.Request, done func(probe.Result)) error
-	// Close ends the probes in flight with probe.ErrClosed, and waits for that.
-	Close() error
-}
-
 // probeTarget is a host that a campaign probes.
 type probeTarget struct {
 	name   string // as the user wrote it

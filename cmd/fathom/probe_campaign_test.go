@@ -73,6 +73,19 @@ func (p *fakeProber) start(req probe.Request, done func(probe.Result)) error {
 	return nil
 }
 
+func (p *fakeProber) Probe(ctx context.Context, req probe.Request) (probe.Result, error) {
+	done := make(chan probe.Result, 1)
+	if err := p.start(req, func(r probe.Result) { done <- r }); err != nil {
+		return probe.Result{}, err
+	}
+	select {
+	case r := <-done:
+		return r, r.Err
+	case <-ctx.Done():
+		return probe.Result{}, ctx.Err()
+	}
+}
+
 func (p *fakeProber) Close() error {
 	p.mu.Lock()
 	p.closed = true

@@ -11,6 +11,16 @@ import (
 	"github.com/seed5728abee/fathom/probe"
 )
 
+// prober is the part of probe.Prober that the commands need. It is also a trace.Via.
+type prober interface {
+	// start sends a probe. done is called once, on another goroutine, unless start fails.
+	start(req probe.Request, done func(probe.Result)) error
+	// Probe sends a probe and waits for its end.
+	Probe(ctx context.Context, req probe.Request) (probe.Result, error)
+	// Close ends the probes in flight with probe.ErrClosed, and waits for that.
+	Close() error
+}
+
 // realProber is probe.Prober as the commands use it.
 type realProber struct{ *probe.Prober }
 

@@ -28,6 +28,8 @@ var commands = []struct {
 	new   func(*app) *cobra.Command
 }{
 	{groupMeasure, newProbeCommand},
+	{groupMeasure, newMtrCommand},
+	{groupLab, newLabCommand},
 	{groupProgram, newVersionCommand},
 	{groupProgram, newCompletionCommand},
 	{groupProgram, newManCommand},
