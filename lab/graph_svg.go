@@ -64,12 +64,9 @@ func (p *plan) svg() (string, error) {
 
 // layout gives each node a place, such that an average wire is svgStep long.
 func (p *plan) layout() []r2.Vec {
-	g := simple.NewUndirectedGraph()
-	for _, n := range p.nodes {
-		g.AddNode(simple.Node(n.index))
-	}
+	g := simple.NewUndirectedMatrix(len(p.nodes), 0, 0, 0) // unlike other graphs, it has its nodes in order
 	for _, pair := range p.wires {
-		g.SetEdge(simple.Edge{F: simple.Node(pair[0].node.index), T: simple.Node(pair[1].node.index)})
+		g.SetWeightedEdge(simple.WeightedEdge{F: simple.Node(pair[0].node.index), T: simple.Node(pair[1].node.index), W: 1})
 	}
 	eades := layout.EadesR2{Updates: 100 + 20*len(p.nodes), Repulsion: 1, Rate: 0.05, Theta: 0.2, Src: rand.NewPCG(1, 1)}
 	o := layout.NewOptimizerR2(g, eades.Update)

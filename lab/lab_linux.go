@@ -253,6 +253,38 @@ func (h *Host) configure() error {
 				return err
 			}
 		}
+		if err := h.addNeighbours(link, f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// staticNeighbours bounds the networks whose members know each other's link addresses from the start, so that not
+// even the first packet waits for an answer over a slow wire. In larger ones the tables would
+// take longer to fill than they save.
+const staticNeighbours = 32
+
+func (h *Host) addNeighbours(link netlink.Link, f *planIface) error {
+	if len(f.seg.members) > staticNeighbours {
+		return nil
+	}
+	for _, g := range f.seg.members {
+		if g == f {
+			continue
+		}
+		for _, a := range g.addrs {
+			if !f.addr(family(a.Addr())).IsValid() {
+				continue
+			}
+			err := h.ns.netlink.NeighSet(&netlink.Neigh{
+				LinkIndex: link.Attrs().Index, State: netlink.NUD_PERMANENT,
+				IP: a.Addr().AsSlice(), HardwareAddr: g.mac,
+			})
+			if err != nil {
+				return fmt.Errorf("add neighbour %s: %w", a.Addr(), err)
+			}
+		}
 	}
 	return nil
 }
