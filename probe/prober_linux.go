@@ -65,53 +65,52 @@ func (e *engine) openBackend() error {
 type loopHost struct {
 	*rawio.KernelHost
 	loop    *Loop
-	in, out int // indexes in the poller
-	inLost  bool
-	outLost bool
+	in, out int // indexes in the poller; in is negative while not watched
+	broken  bool
 }
 
 func newLoopHost(h *rawio.KernelHost, l *Loop) *loopHost {
-	return &loopHost{KernelHost: h, loop: l, in: h.Poller().Add(l.In, 0), out: h.Poller().Add(l.Out, 0)}
+	return &loopHost{KernelHost: h, loop: l, in: -1, out: h.Poller().Add(l.Out, 0)}
 }
 
 func (h *loopHost) Wait(timeout time.Duration) error {
 	p := h.Poller()
-	read := !h.inLost && h.loop.WantRead()
-	write := !h.outLost && h.loop.WantWrite()
-	set := func(index int, want bool, ev rawio.Events, fd int) {
-		if want {
-			p.SetEvents(index, ev)
-		} else {
-			p.SetEvents(index, 0)
-		}
+	// Hang-up is reported whether asked for or not, and would end every wait at once. There may
+	// still be something to read after it, so In is not watched while nobody wants to.
+	switch read := h.loop.WantRead(); {
+	case read && h.in < 0:
+		h.in = p.Add(h.loop.In, rawio.Readable)
+	case !read && h.in >= 0:
+		p.Remove(h.in)
+		h.in = -1
 	}
-	set(h.in, read, rawio.Readable, h.loop.In)
-	set(h.out, write, rawio.Writable, h.loop.Out)
+	write := h.loop.WantWrite()
+	if !h.broken {
+		events := rawio.Events(0)
+		if write {
+			events = rawio.Writable
+		}
+		p.SetEvents(h.out, events)
+	}
 	if err := p.Wait(timeout); err != nil {
 		if errors.Is(err, net.ErrClosed) {
 			return err
 		}
 		return fmt.Errorf("wait: %w", err)
 	}
-	// Hang-up is reported without being asked for. Nobody wants to be told twice, and a
-	// descriptor in that state would end every wait at once.
-	if ev := p.Events(h.in); !h.inLost && ev != 0 {
-		if read {
-			h.loop.OnReadable()
-		}
-		if ev&rawio.Readable == 0 && ev&rawio.Errored != 0 && !read {
-			h.inLost = true
-			p.Remove(h.in)
-		}
+	if h.in >= 0 && p.Ready(h.in) {
+		h.loop.OnReadable()
 	}
-	if ev := p.Events(h.out); !h.outLost && ev != 0 {
-		if ev&rawio.Errored != 0 {
-			h.outLost = true
-			p.Remove(h.out)
-			h.loop.OnBroken()
-		} else if write {
-			h.loop.OnWritable()
-		}
+	if h.broken {
+		return nil
+	}
+	switch ev := p.Events(h.out); {
+	case ev&rawio.Errored != 0:
+		h.broken = true
+		p.Remove(h.out)
+		h.loop.OnBroken()
+	case ev != 0 && write:
+		h.loop.OnWritable()
 	}
 	return nil
 }
