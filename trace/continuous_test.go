@@ -156,7 +156,7 @@ func TestContinuousAdaptsToThePath(t *testing.T) {
 		if s := net.Sent(); len(s) > 4 {
 			t.Errorf("hop limits probed: %v, want up to 3", s)
 		}
-		nodes[1].Next = full
+		net.Change(func() { nodes[1].Next = full })
 		time.Sleep(20 * time.Second)
 		synctest.Wait()
 		got := c.Snapshot()

@@ -27,7 +27,8 @@ const (
 	PerDestination                // by the target alone: in effect one way
 )
 
-// Node is a router or a host of a [Network]. Its fields must not change while probes are under way.
+// Node is a router or a host of a [Network]. While probes are under way,
+// its fields must only be changed in Network.Change.
 type Node struct {
 	// Addr answers probes. A target is a node whose Addr is probed.
 	Addr netip.Addr
@@ -112,6 +113,13 @@ func Link(from, to []*Node) {
 	for _, f := range from {
 		f.Next = append(f.Next, to...)
 	}
+}
+
+// Change runs f, which may change nodes, while no probe is on its way through them.
+func (n *Network) Change(f func()) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	f()
 }
 
 // Sent gives the number of probes sent with each hop limit.
