@@ -204,6 +204,7 @@ func (e *engine) putOff(i uint32) {
 func (e *engine) sent(i uint32, mono, wall int64) {
 	s := e.slots.at(i)
 	s.sentMono, s.sentWall, s.kernelSent = mono, wall, false
+	s.deadline = mono + max(0, int64(s.req.Timeout)) // until now it bounded the tries to send
 	s.state = slotFlying
 	e.wheel.add(i)
 	e.counters.Sent++

@@ -15,6 +15,10 @@ type routeCache struct {
 	sources map[routeKey]route
 	locals  map[netip.Addr]int64 // addresses found to be the host's: until when
 	ifaces  map[string]route     // by name; index only
+
+	// Many probes in a row go to one target: that saves the look-up in the map.
+	lastKey routeKey
+	last    route
 }
 
 type routeKey struct {
@@ -31,7 +35,7 @@ type route struct {
 const (
 	routeLife   = int64(1e9)
 	routeBound  = 1 << 16 // entries; beyond it the cache starts over
-	routeBound2 = 256
+	otherBound = 256 // of the other two maps
 )
 
 func (c *routeCache) init() {
@@ -50,7 +54,7 @@ func (c *routeCache) route(e *engine, s *slot) (src netip.Addr, index int, err e
 				return src, 0, err
 			}
 			it.until = e.now + routeLife
-			if len(c.ifaces) >= routeBound2 {
+			if len(c.ifaces) >= otherBound {
 				clear(c.ifaces)
 			}
 			c.ifaces[r.Interface] = it
@@ -62,7 +66,7 @@ func (c *routeCache) route(e *engine, s *slot) (src netip.Addr, index int, err e
 			if err := e.host.CheckLocal(r.LocalAddr); err != nil {
 				return src, 0, err
 			}
-			if len(c.locals) >= routeBound2 {
+			if len(c.locals) >= otherBound {
 				clear(c.locals)
 			}
 			c.locals[r.LocalAddr] = e.now + routeLife
@@ -74,6 +78,9 @@ func (c *routeCache) route(e *engine, s *slot) (src netip.Addr, index int, err e
 		return netip.IPv4Unspecified(), index, nil
 	}
 	key := routeKey{s.to(), rawio.Route{Interface: r.Interface, Mark: r.Mark}}
+	if key == c.lastKey && c.last.until >= e.now {
+		return c.last.src, index, nil
+	}
 	it, ok := c.sources[key]
 	if !ok || it.until < e.now {
 		if it.src, err = e.host.Source(key.dst, key.via); err != nil {
@@ -86,5 +93,6 @@ func (c *routeCache) route(e *engine, s *slot) (src netip.Addr, index int, err e
 		}
 		c.sources[key] = it
 	}
+	c.lastKey, c.last = key, it
 	return it.src, index, nil
 }
