@@ -526,6 +526,12 @@ func (b *user) connected(c *rawio.Connected) {
 	}
 	switch c.Err {
 	case 0, syscall.ECONNREFUSED:
+		if c.RTT > 0 {
+			// Without the time until we looked.
+			stamp := s.sentWall + int64(c.RTT)
+			e.answer(i, &Result{Status: Replied, Responder: s.dst}, stamp)
+			return
+		}
 		e.answer(i, &Result{Status: Replied, Responder: s.dst}, 0)
 	case syscall.ETIMEDOUT:
 		// The system gave up repeating; the probe has until its own deadline.

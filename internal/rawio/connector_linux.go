@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -41,6 +42,8 @@ type Connected struct {
 	// Extension is the ICMP extension structure of that message (RFC 4884), nil if
 	// there is none. It is good until the next call.
 	Extension []byte
+	// RTT is the kernel's own measure of an accepted connection, 0 if it has none.
+	RTT time.Duration
 	// Retransmits is how many more SYNs than the first were sent.
 	Retransmits int
 }
@@ -154,6 +157,9 @@ func (c *Connector) Poll(fdOf func(key uint64) int, ended func(*Connected)) (any
 					continue // the event of a socket that is not connecting yet
 				}
 				r.Retransmits = int(info.Total_retrans)
+				if r.Err == 0 && r.Retransmits == 0 {
+					r.RTT = time.Duration(info.Rtt) * time.Microsecond
+				}
 			}
 			any = true
 			ended(&r)
