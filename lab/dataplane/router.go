@@ -64,6 +64,7 @@ type Router struct {
 	ipID       uint16 // of own packets
 	counters   RouterCounters
 	scratch    []byte
+	current    pkt // that input works on; here because a NAT's closures hold it
 
 	pool *bufferPool
 	// emit sends a frame. One that is not pooled is the frame that input was given.
@@ -296,7 +297,7 @@ func (r *Router) input(now time.Duration, in int, frame []byte) {
 		return // of others: the interface is promiscuous, or flooded by a switch
 	}
 	r.counters.Received++
-	var p pkt
+	p := &r.current
 	switch binary.BigEndian.Uint16(frame[12:]) {
 	case etherTypeARP:
 		r.inputARP(now, in, frame)
@@ -310,7 +311,7 @@ func (r *Router) input(now time.Duration, in int, frame []byte) {
 	default:
 		return
 	}
-	if p.v6 && p.proto == packet.ProtocolICMPv6 && r.inputND(now, &p) {
+	if p.v6 && p.proto == packet.ProtocolICMPv6 && r.inputND(now, p) {
 		return
 	}
 	// What came to a group of stations is never forwarded (RFC 1812 section
@@ -321,18 +322,18 @@ func (r *Router) input(now time.Duration, in int, frame []byte) {
 	}
 	if p.v6 && p.dst.IsLinkLocalUnicast() {
 		if p.dst == port.addrs[len(port.addrs)-1].Addr() {
-			r.deliver(now, &p)
+			r.deliver(now, p)
 		}
 		return
 	}
-	if r.nat != nil && !p.v6 && r.nat.input(now, &p) {
+	if r.nat != nil && !p.v6 && r.nat.input(now, p) {
 		return
 	}
 	if _, ok := r.own[p.dst]; ok {
-		r.deliver(now, &p)
+		r.deliver(now, p)
 		return
 	}
-	r.forward(now, &p, p.dst, nil)
+	r.forward(now, p, p.dst, nil)
 }
 
 // forward sends p on its way to the address to, which is its destination but
