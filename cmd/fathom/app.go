@@ -18,6 +18,7 @@ import (
 	"github.com/charmbracelet/x/term"
 
 	"github.com/seed5728abee/fathom/probe"
+	"github.com/seed5728abee/fathom/trace"
 )
 
 // The exit codes of every command.
@@ -42,10 +43,9 @@ type app struct {
 	level slog.LevelVar
 
 	// What reaches the network, so that tests can put something else in its place.
-	newProber   func(probe.Options) (prober, error)
-	resolve     func(ctx context.Context, host string, version int) (netip.Addr, error)
-	lookupName  func(context.Context, netip.Addr) string // "" if it has none
-	lookupFacts func(context.Context, netip.Addr) addrFacts
+	newProber      func(probe.Options) (prober, error)
+	resolve        func(ctx context.Context, host string, version int) (netip.Addr, error)
+	names, origins trace.Source
 
 	// started is set when a command's own work begins: an error before that is one of usage.
 	started bool
@@ -60,8 +60,8 @@ func newApp() *app {
 		lookupEnv:      os.LookupEnv,
 		newProber:      newRealProber,
 		resolve:        resolveHost,
-		lookupName:     lookupName,
-		lookupFacts:    lookupFacts,
+		names:          &trace.Names{AskPrivate: true}, // sites name their private addresses too
+		origins:        &trace.OriginDNS{},
 	}
 	a.level.Set(slog.LevelWarn)
 	a.log = slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: &a.level}))

@@ -90,9 +90,7 @@ func newTestApp(p prober) *testApp {
 			}
 			return addr, nil
 		},
-		lookupName:  func(context.Context, netip.Addr) string { return "" },
-		lookupFacts: func(context.Context, netip.Addr) addrFacts { return addrFacts{} },
-		log:         slog.New(slog.DiscardHandler),
+		log: slog.New(slog.DiscardHandler),
 	}
 	return ta
 }

@@ -37,6 +37,7 @@ type mtrOptions struct {
 	noDNS, showIPs bool
 	asn            bool
 	ipInfo         int
+	asnFile        string
 	mpls           bool
 	report, wide   bool
 	json, csv      bool
@@ -98,8 +99,10 @@ hops belong together. --classic lets them differ, as mtr's do.`,
 	f.IntVar(&o.display, "displaymode", 0, "begin with `display` 0 (figures), 1 (losses) or 2 (times)")
 	f.BoolVarP(&o.noDNS, "no-dns", "n", false, "show numbers instead of names")
 	f.BoolVarP(&o.showIPs, "show-ips", "b", false, "show numbers beside the names")
-	f.BoolVarP(&o.asn, "aslookup", "z", false, "show AS numbers (asked by DNS, from origin.asn.cymru.com)")
+	f.BoolVarP(&o.asn, "aslookup", "z", false, "show AS numbers")
 	f.IntVarP(&o.ipInfo, "ipinfo", "y", noFact, "show a `fact`: 0 AS number, 1 prefix, 2 country, 3 registry, 4 date")
+	f.Lookup("ipinfo").DefValue = "none"
+	f.StringVar(&o.asnFile, "asn-file", "", "take AS numbers and such from this `file` (.mmdb, or lines of prefix and number), not from the DNS")
 	f.BoolVarP(&o.mpls, "mpls", "e", false, "show MPLS labels")
 	f.BoolVar(&o.unprivileged, "unprivileged", false, "do without raw sockets, even if they are allowed")
 	return cmd
@@ -132,7 +135,7 @@ func (o *mtrOptions) check() error {
 		o.trace.Rounds = mtrReportRounds
 	}
 	if o.asn {
-		o.ipInfo = factASN
+		o.ipInfo = mtrFactASN
 	}
 	o.request.Pattern = uint8(o.pattern)
 	if o.pattern > 255 {
@@ -145,8 +148,8 @@ func (o *mtrOptions) check() error {
 		return usagef("--psize %d: want 0 to %d", o.request.Size, probe.MaxSize)
 	case o.display < 0 || o.display >= mtrDisplays:
 		return usagef("--displaymode %d: want 0 to %d", o.display, mtrDisplays-1)
-	case o.ipInfo < noFact || o.ipInfo >= len(addrFacts{}):
-		return usagef("--ipinfo %d: want 0 to %d", o.ipInfo, len(addrFacts{})-1)
+	case o.ipInfo < noFact || o.ipInfo >= len(mtrFacts):
+		return usagef("--ipinfo %d: want 0 to %d", o.ipInfo, len(mtrFacts)-1)
 	case o.trace.Rounds < 0:
 		return usagef("--report-cycles %d: want 1 or more", o.trace.Rounds)
 	case o.trace.Timeout <= 0 || o.trace.Timeout > probe.MaxTimeout:
@@ -178,6 +181,15 @@ func (a *app) runMtr(cmd *cobra.Command, o *mtrOptions, host string) error {
 	if !o.report && (!a.stdinTerminal || !a.stdoutTerminal) {
 		return usagef("watching needs a terminal: use --report, --json or --csv to print the figures")
 	}
+	originSource := a.origins
+	if o.asnFile != "" {
+		file, err := trace.OpenFile(o.asnFile)
+		if err != nil {
+			return err
+		}
+		defer file.Close()
+		originSource = file
+	}
 	if o.request.Target, err = a.resolve(ctx, host, o.version.number()); err != nil {
 		return err
 	}
@@ -193,15 +205,15 @@ func (a *app) runMtr(cmd *cobra.Command, o *mtrOptions, host string) error {
 		return err
 	}
 	defer session.stop()
-	names := newAddrCache(a.lookupName)
-	defer names.close()
+	names := trace.NewAnnotator(a.names)
+	defer names.Close()
+	origins := trace.NewAnnotator(originSource)
+	defer origins.Close()
 	hostname, err := os.Hostname()
 	if err != nil {
 		hostname = "localhost"
 	}
-	facts := newAddrCache(a.lookupFacts)
-	defer facts.close()
-	labels := mtrLabels{names: names, showIPs: o.showIPs, facts: facts, fact: o.ipInfo}
+	labels := mtrLabels{names: names, showIPs: o.showIPs, origins: origins, fact: o.ipInfo}
 	if o.noDNS {
 		labels.names = nil
 	}
@@ -220,10 +232,8 @@ func (a *app) runMtr(cmd *cobra.Command, o *mtrOptions, host string) error {
 		}
 		// The screen is gone: leave the figures behind, as they were shown.
 		labels, fields, o.mpls = m.labels, m.fields, m.mpls
-	} else {
-		if err := a.waitForReport(ctx, session); err != nil {
-			return probeHint(err)
-		}
+	} else if err := a.waitForReport(ctx, session); err != nil {
+		return probeHint(err)
 	}
 
 	report := &mtrReport{
@@ -232,16 +242,9 @@ func (a *app) runMtr(cmd *cobra.Command, o *mtrOptions, host string) error {
 		mpls: o.mpls, wide: o.wide,
 	}
 	if o.report && ctx.Err() == nil {
-		// Asking for the texts starts the lookups that have not been started yet.
-		for i := range report.hops {
-			for _, r := range report.hops[i].Responders {
-				labels.host(r.Addr)
-			}
-		}
 		wait, cancel := context.WithTimeout(ctx, mtrNameWait)
 		defer cancel()
-		names.wait(wait)
-		facts.wait(wait)
+		labels.wait(wait, report.hops)
 	}
 	switch {
 	case o.json:

@@ -6,6 +6,7 @@ package main
 import (
 	"bufio"
 	"cmp"
+	"context"
 	"encoding/csv"
 	"fmt"
 	"io"
@@ -22,19 +23,47 @@ import (
 
 // mtrLabels says how hosts are written.
 type mtrLabels struct {
-	names   *addrCache[string] // nil: numbers only
-	showIPs bool               // numbers beside the names
-	facts   *addrCache[addrFacts]
-	fact    int // which of them stands before the host, or noFact
+	names   *trace.Annotator // nil: numbers only
+	showIPs bool             // numbers beside the names
+	origins *trace.Annotator
+	fact    int // which of mtrFacts stands before the host, or noFact
 }
 
-// noFact is the mtrLabels.fact that shows nothing.
-const noFact = -1
+// mtrFacts are what can be said about an address beside its name. The order is that of mtr's
+// option --ipinfo, and width what a text usually needs.
+var mtrFacts = []struct {
+	width int
+	text  func(*trace.Annotation) string
+}{
+	{8, func(a *trace.Annotation) string { return asnText(a.ASN) }},
+	{18, func(a *trace.Annotation) string {
+		if !a.Prefix.IsValid() {
+			return ""
+		}
+		return a.Prefix.String()
+	}},
+	{3, func(a *trace.Annotation) string { return a.Country }},
+	{8, func(a *trace.Annotation) string { return a.Registry }},
+	{10, func(a *trace.Annotation) string { return a.Allocated }},
+}
+
+const (
+	mtrFactASN = 0  // the place of the AS number in mtrFacts
+	noFact     = -1 // shows nothing
+)
+
+// asnText gives "AS64500", and nothing for 0.
+func asnText(asn uint32) string {
+	if asn == 0 {
+		return ""
+	}
+	return fmt.Sprintf("AS%d", asn)
+}
 
 // toggleFact shows the AS number, or nothing.
 func (l *mtrLabels) toggleFact() {
 	if l.fact == noFact {
-		l.fact = factASN
+		l.fact = mtrFactASN
 	} else {
 		l.fact = noFact
 	}
@@ -42,25 +71,53 @@ func (l *mtrLabels) toggleFact() {
 
 // nextFact shows the next fact; after the last comes none.
 func (l *mtrLabels) nextFact() {
-	if l.fact++; l.fact >= len(addrFacts{}) {
+	if l.fact++; l.fact >= len(mtrFacts) {
 		l.fact = noFact
 	}
 }
 
-// host gives the text for an address.
+// host gives the text for an address, with what is known of it by now.
 func (l *mtrLabels) host(addr netip.Addr) string {
 	text := addr.String()
-	if l.names != nil {
-		if name := l.names.get(addr); name != "" {
-			if text = name; l.showIPs {
-				text = fmt.Sprintf("%s (%s)", name, addr)
-			}
+	if name := l.name(addr); name != "" {
+		if text = name; l.showIPs {
+			text = fmt.Sprintf("%s (%s)", name, addr)
 		}
 	}
 	if l.fact != noFact {
-		text = fmt.Sprintf("%-*s %s", addrFactWidths[l.fact], cmp.Or(l.facts.get(addr)[l.fact], "???"), text)
+		a, _ := l.origins.Get(addr)
+		fact := mtrFacts[l.fact]
+		text = fmt.Sprintf("%-*s %s", fact.width, cmp.Or(fact.text(&a), "???"), text)
 	}
 	return text
+}
+
+// name gives the name of an address as far as it is known and wanted.
+func (l *mtrLabels) name(addr netip.Addr) string {
+	if l.names == nil {
+		return ""
+	}
+	a, _ := l.names.Get(addr)
+	return a.Name
+}
+
+// wait waits until all there is to know about the responders is known, or for ctx.
+func (l *mtrLabels) wait(ctx context.Context, hops []trace.HopStats) {
+	for i := range hops {
+		for _, r := range hops[i].Responders {
+			l.host(r.Addr) // starts what was not asked before, so that it goes on side by side
+		}
+	}
+	for i := range hops {
+		for _, r := range hops[i].Responders {
+			if l.names != nil {
+				l.names.Wait(ctx, r.Addr)
+			}
+			if l.fact != noFact {
+				l.origins.Wait(ctx, r.Addr)
+			}
+		}
+	}
 }
 
 // mtrMark tells why a path ends at a hop other than the target, and is empty otherwise.
@@ -105,7 +162,7 @@ func (r *mtrReport) print(out io.Writer) error {
 	if r.wide {
 		for i := range r.hops {
 			for _, p := range r.hops[i].Responders {
-				width = max(width, len(r.labels.host(p.Addr))+len(mtrMark(&r.hops[i])))
+				width = max(width, ansi.StringWidth(r.labels.host(p.Addr)+mtrMark(&r.hops[i])))
 			}
 		}
 	}
@@ -258,8 +315,9 @@ type mtrHop struct {
 type mtrResponder struct {
 	Address  netip.Addr    `json:"address"`
 	Name     string        `json:"name,omitempty"`
-	ASN      string        `json:"asn,omitempty"`
-	Prefix   string        `json:"prefix,omitempty"`
+	ASN      uint32        `json:"asn,omitempty"`
+	ASName   string        `json:"as_name,omitempty"`
+	Prefix   *netip.Prefix `json:"prefix,omitempty"`
 	Country  string        `json:"country,omitempty"`
 	Received int           `json:"received"`
 	MPLS     []labelRecord `json:"mpls,omitempty"`
@@ -284,12 +342,13 @@ func (r *mtrReport) document() mtrDocument {
 		}
 		for _, p := range h.Responders {
 			answer := mtrResponder{Address: p.Addr, Received: p.Received, MPLS: labelRecords(p.MPLS)}
-			if r.labels.names != nil {
-				answer.Name = r.labels.names.get(p.Addr)
-			}
+			answer.Name = r.labels.name(p.Addr)
 			if r.labels.fact != noFact {
-				f := r.labels.facts.get(p.Addr)
-				answer.ASN, answer.Prefix, answer.Country = f[factASN], f[factPrefix], f[factCountry]
+				a, _ := r.labels.origins.Get(p.Addr)
+				answer.ASN, answer.ASName, answer.Country = a.ASN, a.ASName, a.Country
+				if a.Prefix.IsValid() {
+					answer.Prefix = &a.Prefix
+				}
 			}
 			hop.Answers = append(hop.Answers, answer)
 		}

@@ -38,19 +38,21 @@ func testPath() pathProber {
 	return pathProber{network}
 }
 
+// annotations is a trace.Source that knows a few addresses.
+type annotations map[string]trace.Annotation
+
+func (s annotations) Annotate(_ context.Context, addr netip.Addr, a *trace.Annotation) error {
+	if known, ok := s[addr.String()]; ok {
+		*a = known
+	}
+	return nil
+}
+
 func newMtrTestApp(p prober) *testApp {
 	app := newTestApp(p)
-	app.lookupName = func(_ context.Context, addr netip.Addr) string {
-		if addr == netip.MustParseAddr("10.0.0.1") {
-			return "gateway.example"
-		}
-		return ""
-	}
-	app.lookupFacts = func(_ context.Context, addr netip.Addr) addrFacts {
-		if addr.Is4() && !addr.IsPrivate() {
-			return addrFacts{factASN: "AS64500", factPrefix: "192.0.2.0/24", factCountry: "NL"}
-		}
-		return addrFacts{}
+	app.names = annotations{"10.0.0.1": {Name: "gateway.example"}}
+	app.origins = annotations{
+		"192.0.2.4": {ASN: 64500, Prefix: netip.MustParsePrefix("192.0.2.0/24"), Country: "NL", Registry: "ripencc", Allocated: "1992-03-12"},
 	}
 	return app
 }
@@ -160,7 +162,7 @@ func TestMtrJSON(t *testing.T) {
 		if diff := cmp.Diff(want, got.Hops[1], cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 			t.Errorf("hop 2 (-want +got):\n%s", diff)
 		}
-		if got := got.Hops[3].Answers[0]; got.ASN != "AS64500" || got.Prefix != "192.0.2.0/24" || got.Country != "NL" {
+		if got := got.Hops[3].Answers[0]; got.ASN != 64500 || got.Prefix.String() != "192.0.2.0/24" || got.Country != "NL" {
 			t.Errorf("facts of the target: %+v", got)
 		}
 		if got.Hops[2].Loss != 100 || len(got.Hops[2].Answers) != 0 {
@@ -204,7 +206,7 @@ type screen struct {
 func newScreen(t *testing.T) *screen {
 	ctx, cancel := context.WithCancel(t.Context())
 	app := newMtrTestApp(nil)
-	names, facts := newAddrCache(app.lookupName), newAddrCache(app.lookupFacts)
+	names, origins := trace.NewAnnotator(app.names), trace.NewAnnotator(app.origins)
 	fields, _ := trace.ParseFields(trace.DefaultFields)
 	others, _ := trace.ParseFields(mtrJitterFields)
 	session := &mtrSession{
@@ -217,12 +219,12 @@ func newScreen(t *testing.T) *screen {
 	t.Cleanup(func() {
 		cancel()
 		session.stop()
-		names.close()
-		facts.close()
+		names.Close()
+		origins.Close()
 	})
 	s := &screen{t: t, mtrModel: &mtrModel{
 		ctx: ctx, session: session, target: "target.example", source: "here", names: names, fields: fields, others: others,
-		labels: mtrLabels{names: names, facts: facts, fact: noFact},
+		labels: mtrLabels{names: names, origins: origins, fact: noFact},
 	}}
 	s.Update(tea.WindowSizeMsg{Width: 80, Height: 24})
 	s.watch(2900 * time.Millisecond)

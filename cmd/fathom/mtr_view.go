@@ -44,7 +44,7 @@ type mtrModel struct {
 	source  string
 
 	labels         mtrLabels
-	names          *addrCache[string] // what key n turns on; labels.names is nil while off
+	names          *trace.Annotator // what key n turns on; labels.names is nil while off
 	mpls           bool
 	fields, others []trace.Field // others is what key j changes to
 	display        int
