@@ -127,6 +127,11 @@ func usagef(format string, args ...any) error {
 	return &usageError{fmt.Errorf(format, args...)}
 }
 
+// exitError makes the program exit as the command that it ran did, without another word.
+type exitError struct{ code int }
+
+func (e *exitError) Error() string { return fmt.Sprintf("exit code %d", e.code) }
+
 // hintError carries a line that tells the user what to do about an error.
 type hintError struct {
 	error

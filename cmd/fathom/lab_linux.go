@@ -235,7 +235,7 @@ func newLabListCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "Show the running labs with their nodes and wires",
-		Args:  exactArgs(0, "it takes no arguments"),
+		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			running, err := lab.Running(cmd.Context())
 			if err != nil {
@@ -419,11 +419,6 @@ func newLabDownCommand(a *app) *cobra.Command {
 	cmd.Flags().BoolVar(&all, "all", false, "take down every lab of this user")
 	return cmd
 }
-
-// exitError makes the program exit as the command that it ran did, without another word.
-type exitError struct{ code int }
-
-func (e *exitError) Error() string { return fmt.Sprintf("exit code %d", e.code) }
 
 // exactArgs wants n arguments, and says so in words.
 func exactArgs(n int, want string) cobra.PositionalArgs {
