@@ -33,6 +33,11 @@
 // Open them promiscuous (wires) and call [rawio.DisableOffload] on both ends of
 // the pair, or else what hosts send are not frames yet.
 //
+// The engine's thread takes part in Go's scheduling: when a program keeps all
+// GOMAXPROCS processors busy with work of its own, the engine waits for one for
+// milliseconds. A program that does both raises GOMAXPROCS by two or so; then
+// the kernel decides, and it prefers the engine.
+//
 // What a wire or router does with a frame is a pure function of the frame, the
 // time and its seed: the same traffic meets the same fate each time.
 package dataplane

@@ -96,9 +96,29 @@ func (e *Engine) Run(ctx context.Context) error {
 			result <- err
 			return
 		}
+		preferThread()
 		result <- e.loop(ctx)
 	}()
 	return <-result
+}
+
+// preferThread asks the scheduler to let the calling thread run as soon as it
+// wakes: by a short slice, which since Linux 6.12 means an early deadline and
+// needs no privilege, and by a low nice value, which does. The engine sleeps
+// most of the time. Neither is a condition for it to work, but without them
+// other threads that keep every processor busy add 20 ms to a wire, in the 90th
+// percentile; with them, 0.1 ms.
+func preferThread() {
+	attr, err := unix.SchedGetAttr(0, 0)
+	if err != nil {
+		return
+	}
+	nice := attr.Nice
+	attr.Nice, attr.Runtime = -15, 100_000 // the shortest slice there is, 0.1 ms
+	if unix.SchedSetAttr(0, attr, 0) != nil {
+		attr.Nice = nice
+		_ = unix.SchedSetAttr(0, attr, 0)
+	}
 }
 
 func (e *Engine) loop(ctx context.Context) error {
