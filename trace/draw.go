@@ -59,8 +59,13 @@ func FormatOf(file string) (Format, error) {
 // Draw writes a picture of the graph: the hops from left to right. About gives what to write beside an
 // address; it may be nil.
 func (g *Graph) Draw(w io.Writer, format Format, about func(netip.Addr) Annotation) error {
-	if about == nil {
-		about = func(netip.Addr) Annotation { return Annotation{} }
+	given := about
+	about = func(addr netip.Addr) (a Annotation) {
+		if given != nil {
+			a = given(addr)
+		}
+		a.Name, a.ASName, a.Country = cleanText(a.Name), cleanText(a.ASName), cleanText(a.Country)
+		return a
 	}
 	var text string
 	switch format {
@@ -112,7 +117,7 @@ func (g *Graph) label(n *Node, about func(netip.Addr) Annotation) []string {
 		rtt = fmt.Sprintf("%s / %s / %s ms", millis(n.Min), millis(n.Avg), millis(n.Max))
 	}
 	lines = append(lines, rtt)
-	if mark := Mark(&probe.Result{Target: g.Target, Status: n.Status, HasICMP: n.Kind == RefuseNode, ICMPType: n.ICMPType, ICMPCode: n.ICMPCode}); mark != "" {
+	if mark := Mark(&probe.Result{Target: g.Target, Status: n.Status, HasICMP: n.HasICMP, ICMPType: n.ICMPType, ICMPCode: n.ICMPCode}); mark != "" {
 		lines = append(lines, "unreachable "+mark)
 	}
 	if len(n.MPLS) > 0 {

@@ -57,8 +57,9 @@ type Node struct {
 	// Answers counts the answers; Min, Avg and Max are of their round-trip times.
 	Answers       int
 	Min, Avg, Max time.Duration
-	// Status, ICMPType and ICMPCode are of the latest answer.
+	// Status, ICMPType and ICMPCode are of the latest answer; HasICMP tells that it was an ICMP message.
 	Status             probe.Status
+	HasICMP            bool
 	ICMPType, ICMPCode uint8
 	// MPLS is the label stack in the latest answer.
 	MPLS []packet.Label
@@ -183,7 +184,7 @@ func (n *Node) take(r *probe.Result) {
 	n.Max = max(n.Max, r.RTT)
 	n.Answers++
 	n.Avg += (r.RTT - n.Avg) / time.Duration(n.Answers)
-	n.Status, n.ICMPType, n.ICMPCode = r.Status, r.ICMPType, r.ICMPCode
+	n.Status, n.HasICMP, n.ICMPType, n.ICMPCode = r.Status, r.HasICMP, r.ICMPType, r.ICMPCode
 	n.MPLS = slices.Clone(r.MPLS)
 	switch {
 	case isReached(r.Status):

@@ -664,7 +664,7 @@ func (l *level) vertex(r *probe.Result) int {
 	switch v := l.vertices[i]; {
 	case r.Answered():
 		v.take(r)
-		l.slowest = max(l.slowest, r.RTT)
+		l.slowest = max(l.slowest, r.RTT, 1) // 0 means no answer
 	case isUnreachable(r.Status): // this host says so
 		v.Kind, v.Status = RefuseNode, r.Status
 	}
@@ -791,7 +791,7 @@ func (m *mda) batch(ctx context.Context, at *level, flows []uint16) ([]probe.Res
 				return nil, fmt.Errorf("trace %s: hop %d: %w", req.Target, at.ttl, o.err)
 			}
 			if o.res.Answered() {
-				at.slowest = max(at.slowest, o.res.RTT)
+				at.slowest = max(at.slowest, o.res.RTT, 1)
 			}
 			settle(o.query, o.res)
 			open--

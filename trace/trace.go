@@ -31,6 +31,11 @@ const (
 	// numbers are those of the traceroute that most Linux systems have (its option -w).
 	hereFactor = 3
 	nearFactor = 10
+
+	// A trace begins with startHops hops and adds two for each that answers, so that a near target
+	// is not flooded; after startHold the target is known not to be near, and the window counts.
+	startHops = 4
+	startHold = 500 * time.Microsecond
 )
 
 // Method says how the probes of a trace are told apart by load balancers.
@@ -74,7 +79,8 @@ type Options struct {
 	MinWait time.Duration
 	// Window is how many hops may wait for answers at once: DefaultWindow unless set. The nearest
 	// hop is probed first, and nothing more is sent once the target has answered; 1 probes one hop
-	// after the other. A large window is fast, but the target sees up to Window-1 hops' probes too many.
+	// after the other. A large window is fast, but the target sees up to Window-1 hops' probes too many, if it
+	// is not so near that it answers within half a millisecond.
 	Window int
 	// GapLimit ends the trace after so many silent hops in a row: DefaultGapLimit unless set, less
 	// than 0 means never.
@@ -173,6 +179,7 @@ func Run(ctx context.Context, via Via, req probe.Request, opts Options) (*Path, 
 		hops: make([]Hop, n), waits: make([]hopWait, n), last: n,
 		// Room for everything: a probe's goroutine never waits for the tracer.
 		done: make(chan outcome, n*opts.Queries),
+		held: true,
 	}
 	return t.run(ctx)
 }
@@ -186,6 +193,8 @@ type tracer struct {
 	hops     []Hop     // by index: TTL - FirstHop
 	waits    []hopWait // for each hop what it waits for
 	launched int       // hops launched
+	answered int       // hops with an answer
+	held     bool      // startHold has not passed
 	complete int       // hops launched and complete, in any order
 	decided  int       // complete hops at the front
 	shown    int       // hops given to OnHop
@@ -243,19 +252,25 @@ func (t *tracer) run(ctx context.Context) (*Path, error) {
 
 // loop runs the trace up to a reason to stop.
 func (t *tracer) loop(ctx context.Context) (keep int, reason StopReason, err error) {
+	hold := time.Now().Add(startHold)
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for {
+		t.held = t.held && time.Until(hold) > 0
 		if err := t.launch(ctx); err != nil {
 			return 0, 0, err
 		}
 		if keep, reason := t.advance(); reason != 0 {
 			return keep, reason, nil
 		}
-		if t.launched < t.last && t.launched-t.complete < t.opts.Window {
-			continue // advancing made room
+		if t.room() {
+			continue // advancing made it
 		}
-		timer.Reset(t.giveUp(time.Now()))
+		wait := t.giveUp(time.Now())
+		if t.held {
+			wait = min(wait, time.Until(hold))
+		}
+		timer.Reset(wait)
 		select {
 		case o := <-t.done:
 			if err := t.take(ctx, o); err != nil {
@@ -268,10 +283,16 @@ func (t *tracer) loop(ctx context.Context) (keep int, reason StopReason, err err
 	}
 }
 
+// room tells whether another hop may be launched now.
+func (t *tracer) room() bool {
+	return t.launched < t.last && t.launched-t.complete < t.opts.Window &&
+		(!t.held || t.launched < startHops+2*t.answered)
+}
+
 // launch sends the probes of as many hops as the window allows. It looks for answers after each
 // hop: a near target answers before the window is full, and ends it.
 func (t *tracer) launch(ctx context.Context) error {
-	for t.launched < t.last && t.launched-t.complete < t.opts.Window {
+	for t.room() {
 		i := t.launched
 		t.launched++
 		t.hops[i] = Hop{TTL: t.opts.FirstHop + i, Replies: make([]probe.Result, t.opts.Queries)}
@@ -344,7 +365,10 @@ func (t *tracer) settle(hop, query int, res probe.Result) {
 	}
 	res.Target, res.TTL, res.Flow = t.req.Target, uint8(t.hops[hop].TTL), t.req.Flow
 	if res.Answered() {
-		w.slowest = max(w.slowest, res.RTT)
+		if w.slowest == 0 {
+			t.answered++
+		}
+		w.slowest = max(w.slowest, res.RTT, 1) // 0 means no answer
 	}
 	t.hops[hop].Replies[query] = res
 }

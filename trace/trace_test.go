@@ -22,7 +22,11 @@ import (
 	"github.com/seed5728abee/fathom/trace/tracetest"
 )
 
-const ms = time.Millisecond
+const (
+	ms = time.Millisecond
+	// hold is how long the hops behind the fourth wait if nothing answers.
+	hold = 500 * time.Microsecond
+)
 
 // shape writes a path as its responders, "*" for each missing answer, and the reason to stop.
 func shape(p *trace.Path) string {
@@ -108,13 +112,13 @@ func TestRunShapes(t *testing.T) {
 			name: "firewall", hops: 6,
 			change: func(_ *tracetest.Network, n []*tracetest.Node) { n[2].Firewall = true },
 			opts:   trace.Options{Queries: 1, Timeout: time.Second},
-			want:   "1:10.0.0.1 2:10.0.0.2 3:10.0.0.3 gap limit after 8 silent", took: time.Second,
+			want:   "1:10.0.0.1 2:10.0.0.2 3:10.0.0.3 gap limit after 8 silent", took: time.Second + hold,
 		},
 		{
 			name: "gap limit off", hops: 6,
 			change: func(_ *tracetest.Network, n []*tracetest.Node) { n[2].Firewall = true },
 			opts:   trace.Options{Queries: 1, Timeout: time.Second, GapLimit: -1, MaxHops: 16},
-			want:   "1:10.0.0.1 2:10.0.0.2 3:10.0.0.3 max hops after 13 silent", took: time.Second,
+			want:   "1:10.0.0.1 2:10.0.0.2 3:10.0.0.3 max hops after 13 silent", took: time.Second + hold,
 		},
 		{
 			name: "gap within the limit", hops: 6,
@@ -157,7 +161,7 @@ func TestRunShapes(t *testing.T) {
 				}
 			},
 			opts: trace.Options{Queries: 1},
-			want: "1:10.0.0.1 2:10.0.0.2 3:10.0.0.2 4:10.0.0.2 5:10.0.0.2 6:10.0.0.2 7:192.0.2.7 reached", took: 70 * ms,
+			want: "1:10.0.0.1 2:10.0.0.2 3:10.0.0.2 4:10.0.0.2 5:10.0.0.2 6:10.0.0.2 7:192.0.2.7 reached", took: 70*ms + hold,
 		},
 		{
 			name: "max hops", hops: 9, opts: trace.Options{Queries: 1, MaxHops: 3},
@@ -259,6 +263,21 @@ func TestRunDetails(t *testing.T) {
 		}
 		if r := path.Hops[1].Replies[0]; r.QuotedTTL != 3 || r.QuotedTOS != 0x20 || r.ReplyTTL != 254 {
 			t.Errorf("hop 2: %+v", r)
+		}
+	})
+}
+
+// A target so near that it answers at once sees few probes too many, even with a large window.
+func TestRunNearTarget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net, nodes := tracetest.Chain(1, 2, 20*time.Microsecond)
+		path, err := trace.Run(t.Context(), net, probe.Request{Target: nodes[1].Addr}, trace.Options{Queries: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Four hops at the beginning, and two more when the first has answered.
+		if path.Probes != 6 {
+			t.Errorf("%d probes for 2 hops, want 6", path.Probes)
 		}
 	})
 }

@@ -28,8 +28,10 @@ var commands = []struct {
 	new   func(*app) *cobra.Command
 }{
 	{groupMeasure, newProbeCommand},
+	{groupMeasure, newTraceCommand},
 	{groupMeasure, newMtrCommand},
 	{groupLab, newLabCommand},
+	{groupLab, newDemoCommand},
 	{groupProgram, newVersionCommand},
 	{groupProgram, newCompletionCommand},
 	{groupProgram, newManCommand},
@@ -181,6 +183,10 @@ func didYouMean(suggestions []string) string {
 	return fmt.Sprintf(" (did you mean %s?)", strings.Join(suggestions, " or "))
 }
 
+// environmentNote ends every help.
+const environmentNote = `Each long option --some-name also reads the environment variable FATHOM_SOME_NAME;
+the option wins.`
+
 // usageTemplate is cobra's with our words, wrapped, and a note on the environment.
 const usageTemplate = `Usage:{{if and .Runnable (not .HasAvailableSubCommands)}}
   {{.UseLine}} [OPTION...]{{end}}{{if .HasAvailableSubCommands}}
@@ -203,6 +209,5 @@ Options of every command:
 
 '{{.CommandPath}} COMMAND --help' explains a command.{{end}}{{if .HasAvailableFlags}}
 
-Each long option --some-name also reads the environment variable FATHOM_SOME_NAME;
-the option wins.{{end}}
+` + environmentNote + `{{end}}
 `
