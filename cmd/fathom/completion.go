@@ -13,10 +13,10 @@ func newCompletionCommand(a *app) *cobra.Command {
 		Short: "Print a completion script for a shell",
 		Long: `Print a script that lets a shell complete fathom's commands and options.
 
-bash        fathom completion bash > /etc/bash_completion.d/fathom
-zsh         fathom completion zsh > "${fpath[1]}/_fathom"
-fish        fathom completion fish > ~/.config/fish/completions/fathom.fish
-powershell  fathom completion powershell | Out-String | Invoke-Expression`,
+    bash        fathom completion bash > /etc/bash_completion.d/fathom
+    zsh         fathom completion zsh > "${fpath[1]}/_fathom"
+    fish        fathom completion fish > ~/.config/fish/completions/fathom.fish
+    powershell  fathom completion powershell | Out-String | Invoke-Expression`,
 		Example: `  source <(fathom completion bash)`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 {

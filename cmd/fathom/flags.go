@@ -111,6 +111,14 @@ func (v *ipVersion) number() int {
 	return 0
 }
 
+// proberHint is probeHint for an error of an open prober, which knows what it lacks.
+func proberHint(p prober, err error) error {
+	if errors.Is(err, probe.ErrUnsupported) {
+		return withHint(err, strings.Join(p.Features().Missing, "\n"))
+	}
+	return probeHint(err)
+}
+
 // probeHint adds to an error of package probe what the user can do about it.
 func probeHint(err error) error {
 	switch {

@@ -24,7 +24,20 @@ func newManCommand(*app) *cobra.Command {
 			}
 			root := cmd.Root()
 			root.DisableAutoGenTag = true
+			completeManual(root)
 			return doc.GenManTree(root, &doc.GenManHeader{Section: "1", Source: "Fathom", Manual: "Fathom"}, args[0])
 		},
 	}
+}
+
+// completeManual writes what the help says by its template into the texts that the manual is made of.
+func completeManual(cmd *cobra.Command) {
+	for _, sub := range cmd.Commands() {
+		completeManual(sub)
+	}
+	cmd.Use += " [OPTION...]"
+	if cmd.Long == "" {
+		cmd.Long = cmd.Short + "."
+	}
+	cmd.Long += "\n\n" + environmentNote
 }

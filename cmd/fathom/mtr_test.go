@@ -27,6 +27,7 @@ import (
 type pathProber struct{ *tracetest.Network }
 
 func (pathProber) start(probe.Request, func(probe.Result)) error { return probe.ErrUnsupported }
+func (pathProber) Features() probe.Features                      { return probe.Features{} }
 func (pathProber) Close() error                                  { return nil }
 
 // testPath is a path of four hops, 1 ms each: an ordinary router, one with an MPLS label, a silent one, and

@@ -137,6 +137,14 @@ func (a *app) runProbe(cmd *cobra.Command, o *probeOptions, args []string) error
 		o.count = 0
 	}
 
+	p, err := a.newProber(probe.Options{MaxInFlight: o.window, Mode: proberMode(o.unprivileged)})
+	if err != nil {
+		return probeHint(err)
+	}
+	defer p.Close()
+	features := p.Features()
+	a.log.Debug("prober", "mode", features.Mode, "missing", features.Missing)
+	hinted := make(map[string]bool)
 	problems := func(t *probeTarget) {
 		if t.err == nil {
 			return
@@ -146,16 +154,11 @@ func (a *app) runProbe(cmd *cobra.Command, o *probeOptions, args []string) error
 			msg = targetName(t) + ": " + msg // a ResolveError names the host itself
 		}
 		fmt.Fprintf(a.stderr, "%s: %s\n", cmd.CommandPath(), msg)
-		if h := hintFor(probeHint(t.err)); h != "" && single {
+		if h := hintFor(proberHint(p, t.err)); h != "" && !hinted[h] {
+			hinted[h] = true
 			fmt.Fprintln(a.stderr, h)
 		}
 	}
-
-	p, err := a.newProber(probe.Options{MaxInFlight: o.window, Mode: proberMode(o.unprivileged)})
-	if err != nil {
-		return probeHint(err)
-	}
-	defer p.Close()
 
 	c := &campaign{
 		request: o.request, count: o.count, interval: o.interval, window: o.window,

@@ -86,6 +86,10 @@ func (p *fakeProber) Probe(ctx context.Context, req probe.Request) (probe.Result
 	}
 }
 
+func (p *fakeProber) Features() probe.Features {
+	return probe.Features{Missing: []string{"what it lacks, and how to get it"}}
+}
+
 func (p *fakeProber) Close() error {
 	p.mu.Lock()
 	p.closed = true

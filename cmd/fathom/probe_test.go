@@ -213,3 +213,21 @@ func TestProbePermissionTellsWhatToDo(t *testing.T) {
 		t.Errorf("no %q in %q", want, &app.err)
 	}
 }
+
+func TestProbeTellsWhatTheProberLacks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		app := newTestApp(&fakeProber{rule: func(probe.Request) probe.Result {
+			return probe.Result{Status: probe.Failed, RTT: -1, Err: fmt.Errorf("a mark: %w", probe.ErrUnsupported)}
+		}})
+		if code := app.fathom(t.Context(), "probe", "10.0.0.1", "10.0.0.2"); code != exitFailed {
+			t.Errorf("exit code %d, want %d", code, exitFailed)
+		}
+		want := `fathom probe: 10.0.0.1: a mark: unsupported operation
+what it lacks, and how to get it
+fathom probe: 10.0.0.2: a mark: unsupported operation
+`
+		if diff := cmp.Diff(want, app.err.String()); diff != "" {
+			t.Errorf("standard error (-want +got):\n%s", diff)
+		}
+	})
+}

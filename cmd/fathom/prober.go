@@ -17,6 +17,7 @@ type prober interface {
 	start(req probe.Request, done func(probe.Result)) error
 	// Probe sends a probe and waits for its end.
 	Probe(ctx context.Context, req probe.Request) (probe.Result, error)
+	Features() probe.Features
 	// Close ends the probes in flight with probe.ErrClosed, and waits for that.
 	Close() error
 }

@@ -31,7 +31,6 @@ var commands = []struct {
 	{groupMeasure, newTraceCommand},
 	{groupMeasure, newMtrCommand},
 	{groupLab, newLabCommand},
-	{groupLab, newDemoCommand},
 	{groupProgram, newVersionCommand},
 	{groupProgram, newCompletionCommand},
 	{groupProgram, newManCommand},
