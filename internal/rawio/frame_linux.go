@@ -46,8 +46,8 @@ type FrameOptions struct {
 	EtherType uint16
 	// Promiscuous also receives frames addressed to others.
 	Promiscuous bool
-	// Outgoing also receives what this host sends on the interface. The kernel
-	// does that only for a FrameConn of all protocols.
+	// Outgoing also receives what this host sends on the interface, except by
+	// the FrameConn itself. The kernel does that only for all protocols at once.
 	Outgoing bool
 	// Filter, a program of classic BPF that sees the frame from its
 	// destination address on, selects frames. Default: all.

@@ -110,6 +110,8 @@ func receiveN(t testing.TB, c *FrameConn, n int) (data [][]byte, got []Frame) {
 	return data, got
 }
 
+func first(data [][]byte, _ []Frame) [][]byte { return data }
+
 func TestFrameConn(t *testing.T) {
 	inNamespace(t, func() {
 		a := openFrames(t, "a", FrameOptions{EtherType: testEtherType})
@@ -194,7 +196,8 @@ func TestFrameConnOptions(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		a := openFrames(t, "a", FrameOptions{Outgoing: true})
+		a := openFrames(t, "a", FrameOptions{})
+		watch := openFrames(t, "a", FrameOptions{Outgoing: true})
 		b := openFrames(t, "b", FrameOptions{EtherType: testEtherType, Filter: filter, SnapLen: 100})
 		if _, err := a.Send([][]byte{makeFrame(60, 1), makeFrame(1000, 2), makeFrame(60, 3)}); err != nil {
 			t.Fatal(err)
@@ -206,7 +209,11 @@ func TestFrameConnOptions(t *testing.T) {
 		if !frames[0].Truncated || len(data[0]) >= 1000 || len(data[0]) < 100 {
 			t.Errorf("frame of 1000 with SnapLen 100: truncated %v, %d bytes", frames[0].Truncated, len(data[0]))
 		}
-		receiveN(t, a, 3) // Outgoing
+		for i, d := range first(receiveN(t, watch, 3)) {
+			if d[17] != byte(i+1) {
+				t.Errorf("watching what goes out: frame %d is %x", i, d)
+			}
+		}
 	})
 }
 
