@@ -21,12 +21,12 @@ import (
 // another session, cannot be; so shells have job control and ^C reaches whom it should.
 type terminal struct {
 	stdin, stdout *os.File
-	master, slave *os.File
-	state         *term.State // of stdin, to go back to
-	input         cancelreader.CancelReader
-	resized       chan os.Signal
-	reading       sync.WaitGroup // from stdin, and for changes of size
-	writing       chan struct{}  // closed when the command's output has ended
+	pty
+	state   *term.State // of stdin, to go back to
+	input   cancelreader.CancelReader
+	resized chan os.Signal
+	reading sync.WaitGroup // from stdin, and for changes of size
+	writing chan struct{}  // closed when the command's output has ended
 }
 
 // drainTime is how long output may come after the command has ended: the kernel has it already, but a
@@ -40,23 +40,35 @@ func openTerminal(stdin, stdout *os.File) (*terminal, error) {
 	if !isTerminal(stdin) || !isTerminal(stdout) {
 		return nil, nil
 	}
-	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	p, err := newPTY()
 	if err != nil {
 		return nil, fmt.Errorf("open pseudo-terminal: %w", err)
 	}
-	t := &terminal{stdin: stdin, stdout: stdout, master: os.NewFile(uintptr(fd), "/dev/ptmx"), writing: make(chan struct{})}
+	return &terminal{stdin: stdin, stdout: stdout, pty: p, writing: make(chan struct{})}, nil
+}
+
+// A pty is a pseudo-terminal: what is written to one end comes out of the other.
+type pty struct {
+	master, slave *os.File
+}
+
+func newPTY() (pty, error) {
+	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return pty{}, err
+	}
+	master := os.NewFile(uintptr(fd), "/dev/ptmx")
 	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
-		t.master.Close()
-		return nil, fmt.Errorf("unlock pseudo-terminal: %w", err)
+		master.Close()
+		return pty{}, err
 	}
 	// The other end by descriptor: its path may lie in another mount namespace.
 	peer, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
 	if errno != 0 {
-		t.master.Close()
-		return nil, fmt.Errorf("open pseudo-terminal: %w", errno)
+		master.Close()
+		return pty{}, errno
 	}
-	t.slave = os.NewFile(peer, "pty")
-	return t, nil
+	return pty{master, os.NewFile(peer, "pty")}, nil
 }
 
 // start joins the two terminals. The user's is raw from here on: the inner one does the editing.
