@@ -82,15 +82,18 @@ type Network struct {
 	// Err, if set, is the error of every probe, as of a Via that does not work.
 	Err error
 
-	mu          sync.Mutex
-	rng         *rand.Rand
+	seed        uint64
+	mu          sync.Mutex // guards all following fields, and the nodes
 	sent        map[uint8]int
+	drawn       map[[2]uint16]uint64 // probes by flow and hop limit
+	rng         *rand.Rand           // of the probe that is on its way
 	flying, top int
 }
 
-// New makes a network without nodes whose random choices follow the seed.
+// New makes a network without nodes. What is random follows from the seed, and for each probe from its flow, its hop
+// limit and how many such probes there were before, so that the order of different probes does not matter.
 func New(seed uint64) *Network {
-	return &Network{rng: rand.New(rand.NewPCG(seed, 0x7261636574657374)), sent: make(map[uint8]int)}
+	return &Network{seed: seed, sent: make(map[uint8]int), drawn: make(map[[2]uint16]uint64)}
 }
 
 // Chain makes a network of n nodes in a row, the last of which is the target, 192.0.2.n. The
@@ -181,6 +184,9 @@ func (n *Network) walk(req probe.Request, now time.Time) (probe.Result, time.Dur
 	n.flying++
 	n.top = max(n.top, n.flying)
 
+	kind := [2]uint16{req.Flow, uint16(req.TTL)}
+	n.drawn[kind]++
+	n.rng = rand.New(rand.NewPCG(n.seed, uint64(kind[0])<<48|uint64(kind[1])<<40|n.drawn[kind]))
 	flow := uint64(req.Flow)
 	if flow == 0 {
 		flow = n.rng.Uint64() | 1<<32
