@@ -42,8 +42,18 @@ type Handle struct{ slot, gen uint32 }
 // calling thread. A privileged prober needs its privileges only here (but see
 // Request.Mark): call [DropPrivileges] afterwards.
 func New(opts Options) (*Prober, error) {
+	p, e, err := newEngine(opts)
+	if err != nil {
+		return nil, err
+	}
+	go e.run()
+	return p, nil
+}
+
+// newEngine is New without the goroutine.
+func newEngine(opts Options) (*Prober, *engine, error) {
 	if opts.MaxInFlight < 0 || opts.MaxInFlight > 1<<26 {
-		return nil, &RequestError{Field: "max in flight", Value: opts.MaxInFlight, Reason: "want 1 to 67108864"}
+		return nil, nil, &RequestError{Field: "max in flight", Value: opts.MaxInFlight, Reason: "want 1 to 67108864"}
 	}
 	if opts.MaxInFlight == 0 {
 		opts.MaxInFlight = DefaultMaxInFlight
@@ -75,12 +85,11 @@ func New(opts Options) (*Prober, error) {
 	e.wheel.slots = &e.slots
 	e.clock()
 	if err := e.open(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	p.wake = e.host.Wake
 	p.features = e.back.features()
-	go e.run()
-	return p, nil
+	return p, e, nil
 }
 
 // Close ends the probes in flight with [ErrClosed], waits for the last callback
