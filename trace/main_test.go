@@ -5,9 +5,6 @@ package trace_test
 
 import (
 	"net/netip"
-	"testing"
-
-	"go.uber.org/goleak"
 
 	"github.com/seed5728abee/fathom/probe"
 	"github.com/seed5728abee/fathom/trace"
@@ -18,7 +15,5 @@ var (
 	_ trace.Via = (*probe.Prober)(nil)
 	_ trace.Via = (*tracetest.Network)(nil)
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
