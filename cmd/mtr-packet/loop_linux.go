@@ -8,9 +8,10 @@ import (
 	"github.com/seed5728abee/fathom/probe"
 )
 
-// maxBacklog is how many bytes of answers may wait for a slow reader before commands are no longer
-// read. What is in flight, and what has been read, may add to it.
-const maxBacklog = 64 << 10
+// maxBacklog is how many bytes of answers may wait for a slow reader before commands are no longer read. A driver
+// that writes many commands before it reads is stuck when neither side reads, so this is more than the answers
+// to maxProbes. What is in flight, and what has been read, may add to it.
+const maxBacklog = 4 << 20
 
 // loop joins a session to two descriptors. Its methods but begin are hooks of the prober's loop.
 type loop struct {
@@ -20,12 +21,15 @@ type loop struct {
 	ended   bool     // no more commands will come
 	blocked bool     // out was not ready for writing when last looked at
 	exit    chan int // the exit code, once
+
+	// orphaned tells whether the driver has gone without closing its end of out.
+	orphaned func() bool
 }
 
 func newLoop(in, out int) *loop {
 	return &loop{
 		in: rawio.NewDescriptor(in), out: rawio.NewDescriptor(out),
-		ready: make(chan struct{}), exit: make(chan int, 1),
+		ready: make(chan struct{}), exit: make(chan int, 1), orphaned: func() bool { return false },
 	}
 }
 
@@ -68,8 +72,12 @@ func (l *loop) afterTurn() {
 	if !l.blocked {
 		l.flush()
 	}
-	if l.ended && l.session.inFlight == 0 && l.session.replies.pending() == 0 {
+	switch {
+	case !l.ended:
+	case l.session.inFlight == 0 && l.session.replies.pending() == 0:
 		l.quit(exitDone)
+	case l.orphaned(): // the prober turns at least once a second while probes are in flight
+		l.quit(exitFailed)
 	}
 }
 

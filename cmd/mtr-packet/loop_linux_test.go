@@ -117,6 +117,31 @@ func TestLoopEnd(t *testing.T) {
 	}
 }
 
+// A driver that has gone wants no answers, but only the end of the commands shows that it has.
+func TestLoopOrphaned(t *testing.T) {
+	lt := newLoopTest(t)
+	gone := true
+	lt.orphaned = func() bool { return gone }
+	lt.say(t, "1 send-probe ip-4 192.0.2.1\n")
+	lt.onReadable()
+	lt.afterTurn()
+	if code := lt.code(); code >= 0 {
+		t.Fatalf("exit with %d while commands may come", code)
+	}
+	gone = false
+	lt.commands.Close()
+	lt.onReadable()
+	lt.afterTurn()
+	if code := lt.code(); code >= 0 {
+		t.Fatalf("exit with %d while the driver waits", code)
+	}
+	gone = true
+	lt.afterTurn()
+	if code := lt.code(); code != exitFailed {
+		t.Errorf("exit with %d, want %d", code, exitFailed)
+	}
+}
+
 // A driver that does not read must not lose answers, nor make the prober's memory grow without bound.
 func TestLoopSlowReader(t *testing.T) {
 	lt := newLoopTest(t)
@@ -127,7 +152,7 @@ func TestLoopSlowReader(t *testing.T) {
 		lt.say(t, block)
 		asked += 1000
 		lt.turn()
-		if asked > 100_000 {
+		if asked > 1_000_000 {
 			t.Fatal("it reads for ever")
 		}
 	}

@@ -6,7 +6,6 @@ package main
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -70,19 +69,25 @@ type program struct {
 	stderr  bytes.Buffer
 }
 
+// start starts mtr-packet on a host.
 func start(t *testing.T, h *lab.Host, unprivileged bool, env ...string) *program {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	t.Cleanup(cancel)
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &program{t: t, cmd: h.Command(ctx, self)}
-	p.cmd.Unprivileged = unprivileged
-	p.cmd.Env = environment(t, env...)
+	cmd := h.Command(t.Context(), self)
+	cmd.Unprivileged = unprivileged
+	cmd.Env = environment(t, env...)
+	return startCmd(t, cmd)
+}
+
+func startCmd(t *testing.T, cmd *lab.Cmd) *program {
+	t.Helper()
+	p := &program{t: t, cmd: cmd}
 	p.cmd.Stderr = &p.stderr
 	var out *os.File
+	var err error
 	if p.outFile, out, err = os.Pipe(); err != nil {
 		t.Fatal(err)
 	}
@@ -352,6 +357,27 @@ func TestProgramOrphan(t *testing.T) {
 	}
 }
 
+// The same with a driver that starts the program through a shell, and kills only that: mtrpacket. It waits for the end
+// of the output.
+func TestProgramOrphanOfShell(t *testing.T) {
+	l := newLab(t)
+	cmd := l.Host("a").Command(t.Context(), "sh", "-c", `"$MTR_PACKET"; true`)
+	cmd.Env = environment(t)
+	p := startCmd(t, cmd)
+	p.say("1 send-probe ip-4 203.0.113.7 timeout 50")
+	p.ask("2 unknown-command", "2 nonsense")
+	if err := p.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	p.in.Close()
+	if err := p.outFile.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := p.out.ReadString('\n'); err != io.EOF {
+		t.Errorf("heard %q, %v, want the end", line, err)
+	}
+}
+
 func TestProgramTerminated(t *testing.T) {
 	l := newLab(t)
 	p := start(t, l.Host("a"), false)
@@ -372,7 +398,7 @@ func TestProgramTerminated(t *testing.T) {
 func TestProgramSlowReader(t *testing.T) {
 	l := newLab(t)
 	p := start(t, l.Host("a"), false)
-	const n = 8000 // more than both pipes and the backlog hold
+	const n = 200_000 // more than both pipes and the backlog hold
 	written := make(chan error, 1)
 	go func() {
 		_, err := io.WriteString(p.in, strings.Repeat("1 check-support feature send-probe\n", n))

@@ -30,6 +30,7 @@ func run(args []string, getenv func(string) string) int {
 		return exitUsage
 	}
 	l := newLoop(0, 1)
+	l.orphaned = watchParent()
 	p, err := probe.New(probe.Options{
 		MaxInFlight:   c.probes,
 		ICMPID:        uint16(os.Getpid()),
@@ -56,4 +57,20 @@ func run(args []string, getenv func(string) string) int {
 	}))
 	// The prober is not closed: the kernel does that faster, and nobody waits for its probes.
 	return <-l.exit
+}
+
+// watchParent returns a function that tells whether the process that started this one has ended.
+//
+// The Python package mtrpacket starts its helper through a shell, and closes by killing the shell and waiting for the
+// end of our output: it would wait for probes that nobody wants any more. A driver that uses
+// files is left alone. It may be a script that goes on in the background.
+func watchParent() (gone func() bool) {
+	for _, f := range []*os.File{os.Stdin, os.Stdout} {
+		info, err := f.Stat()
+		if err != nil || info.Mode()&(os.ModeNamedPipe|os.ModeSocket) == 0 {
+			return func() bool { return false }
+		}
+	}
+	parent := os.Getppid()
+	return func() bool { return os.Getppid() != parent }
 }
