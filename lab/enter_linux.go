@@ -53,6 +53,9 @@ func Enter() error {
 	return nil
 }
 
+// enterErr is why Main could not enter namespaces; every test that skips says so. Written before the tests run.
+var enterErr error
+
 // Main is for a package's TestMain: it enters namespaces, runs the tests and returns the code to exit
 // with. Where namespaces are forbidden the tests run all the same, and [New] skips those that
 // need a lab.
@@ -67,6 +70,7 @@ func Main(m *testing.M) int {
 		}
 	}
 	if err := Enter(); err != nil {
+		enterErr = err
 		fmt.Fprintf(os.Stderr, "lab: %v\n", err)
 	}
 	return m.Run()

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log"
 	"net"
 	"net/netip"
 	"time"
@@ -17,7 +16,7 @@ import (
 
 // A program enters namespaces first thing, builds a lab and works on its hosts.
 func Example() {
-	// In a program: if err := lab.Enter(); err != nil { log.Fatal(err) }
+	// In a program: if err := lab.Enter(); err != nil { ... }
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	l, err := lab.Start(ctx, lab.MustParse(`
@@ -36,7 +35,7 @@ func Example() {
 		fmt.Println("b answered from 10.0.2.2 after at least 20 ms: true") // as far as we can know
 		return
 	} else if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	defer l.Close()
 
@@ -45,7 +44,7 @@ func Example() {
 		server, err = net.ListenUDP("udp", &net.UDPAddr{IP: l.Host("b").Addr().AsSlice(), Port: 7})
 		return err
 	}); err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	defer server.Close()
 	go func() {
@@ -58,15 +57,15 @@ func Example() {
 		client, err = net.Dial("udp", netip.AddrPortFrom(l.Host("b").Addr(), 7).String())
 		return err
 	}); err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	defer client.Close()
 	start := time.Now()
 	if _, err := client.Write([]byte("x")); err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	if _, err := client.Read(make([]byte, 1)); err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	fmt.Printf("b answered from %s after at least 20 ms: %v\n", l.Host("b").Addr(), time.Since(start) >= 20*time.Millisecond)
 	// Output: b answered from 10.0.2.2 after at least 20 ms: true

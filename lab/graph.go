@@ -73,6 +73,7 @@ func (p *plan) nodeLabel(n *planNode) []string {
 		lines, b = append(lines, c.Type.String()+" NAT"), c.Behaviour
 	case KindRouter:
 		b = p.topology.Routers[n.name].Behaviour
+	case KindHost, KindBridge: // behave
 	}
 	var odd []string
 	add := func(is bool, format string, args ...any) {

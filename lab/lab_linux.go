@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -82,6 +83,9 @@ func Start(ctx context.Context, topology *Topology, opts Options) (*Lab, error) 
 		return nil, err
 	}
 	if !capable() {
+		if enterErr != nil {
+			return nil, enterErr
+		}
 		return nil, fmt.Errorf("%w: this process lacks CAP_SYS_ADMIN, CAP_NET_ADMIN or CAP_NET_RAW; call lab.Enter first, or run as root", ErrNoNamespaces)
 	}
 	l := &Lab{
@@ -156,7 +160,7 @@ func (h *Host) sysctls() []sysctl {
 	case h.plan.kind == KindBridge || h.plan.user:
 		return mute
 	case h.plan.kind == KindRouter:
-		return append(nodeSysctls[:len(nodeSysctls):len(nodeSysctls)], routerSysctls...)
+		return slices.Concat(nodeSysctls, routerSysctls)
 	}
 	return nodeSysctls
 }
@@ -360,7 +364,7 @@ func mountHostsFile(text string) error {
 	if err := unix.Mount("tmpfs", scratch, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "size=1m,mode=0755"); err != nil {
 		return fmt.Errorf("mount tmpfs for the hosts file: %w", err)
 	}
-	defer unix.Unmount(scratch, unix.MNT_DETACH)
+	defer func() { _ = unix.Unmount(scratch, unix.MNT_DETACH) }() // at worst it stays, in our own mounts
 	path := filepath.Join(scratch, "hosts")
 	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 		return fmt.Errorf("write hosts file: %w", err)

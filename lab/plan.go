@@ -253,6 +253,7 @@ func (p *plan) addWires() error {
 			if n.outside == nil {
 				return bad("nat %s: outside: no wire leads to %q", n.name, outside)
 			}
+		case KindHost, KindRouter: // all is said at the wires
 		}
 	}
 	return nil
@@ -611,6 +612,7 @@ func (p *plan) addExplicitRoutes() error {
 			routes = t.Routers[n.name].Routes
 		case KindNAT:
 			routes = t.NATs[n.name].Routes
+		case KindBridge: // has none
 		}
 		if err := add(n.name, routes); err != nil {
 			return err

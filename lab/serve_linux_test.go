@@ -272,7 +272,7 @@ func TestHolderSaysWhyItFailed(t *testing.T) {
 // shortTempDir is a t.TempDir whose path leaves room for a socket.
 func shortTempDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "lab")
+	dir, err := os.MkdirTemp("", "lab") //nolint:usetesting // t.TempDir has the test's name in it
 	if err != nil {
 		t.Fatal(err)
 	}

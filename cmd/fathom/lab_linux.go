@@ -122,6 +122,10 @@ and print its nodes. It runs in the background until 'fathom lab down', or with
 			holder := []string{"lab", "up", "--foreground", "--name", t.Name, "-"}
 			c, err := lab.Launch(cmd.Context(), t.Name, holder, text)
 			if err != nil {
+				// The holder is this same command and begins its words as we do.
+				if said, ok := strings.CutPrefix(err.Error(), cmd.CommandPath()+": "); ok {
+					return errors.New(said)
+				}
 				return labError(err)
 			}
 			st, err := c.Status(cmd.Context())
