@@ -31,6 +31,7 @@ var commands = []struct {
 	{groupMeasure, newTraceCommand},
 	{groupMeasure, newMtrCommand},
 	{groupLab, newLabCommand},
+	{groupLab, newDemoCommand},
 	{groupProgram, newVersionCommand},
 	{groupProgram, newCompletionCommand},
 	{groupProgram, newManCommand},
