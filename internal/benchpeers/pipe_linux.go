@@ -56,16 +56,30 @@ func (b *bench) pipe(ctx context.Context, program string, window int, d time.Dur
 	}
 	var o outcome
 	start := time.Now()
-	// Writing all at once could block both sides on full pipes.
+	// Writing and reading take turns in the prober; a driver that did both in one
+	// goroutine would wait for it while it waits for us, both pipes full.
+	wanted := make(chan int, 1<<16)
 	writeErr := make(chan error, 1)
 	go func() {
 		var err error
-		for left := window; left > 0 && err == nil; left -= 500 {
-			err = commands(min(left, 500))
+		for n := range wanted {
+			for more := true; more; { // what has come together goes out together
+				select {
+				case k, ok := <-wanted:
+					n += k
+					more = ok
+				default:
+					more = false
+				}
+			}
+			for ; n > 0 && err == nil; n -= 500 {
+				err = commands(min(n, 500))
+			}
 		}
 		writeErr <- err
 	}()
-	first := true
+	wanted <- window
+	closed := false
 	flying := window
 	reply := []byte(" reply ")
 	var rest []byte
@@ -84,21 +98,20 @@ func (b *bench) pipe(ctx context.Context, program string, window int, d time.Dur
 		rest = append([]byte(nil), data[end:]...)
 		o.Answered += good
 		o.Failed += lines - good
-		if first {
-			if err := <-writeErr; err != nil {
-				return o, fmt.Errorf("%s: write commands: %w", program, err)
-			}
-			first = false
-		}
 		if time.Since(start) < d {
-			if err := commands(lines); err != nil {
-				return o, fmt.Errorf("%s: write commands: %w", program, err)
-			}
-		} else {
-			flying -= lines
+			wanted <- lines
+			continue
 		}
+		if !closed {
+			closed = true
+			close(wanted)
+		}
+		flying -= lines
 	}
 	o.Elapsed = time.Since(start)
+	if err := <-writeErr; err != nil {
+		return o, fmt.Errorf("%s: write commands: %w", program, err)
+	}
 	inW.Close()
 	if err := c.Wait(); err != nil {
 		return o, fmt.Errorf("%s: %w", program, err)
