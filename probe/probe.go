@@ -24,6 +24,8 @@ const (
 	MaxSize = 65535
 	// MaxTimeout bounds [Request.Timeout].
 	MaxTimeout = 24 * time.Hour
+	// MaxFlow is how many flows differ from each other: source ports from 1024 on.
+	MaxFlow = 65536 - lowestPort
 	// DefaultTCPPort is the destination port of TCP and SCTP probes that name none.
 	DefaultTCPPort = 80
 )
@@ -97,7 +99,7 @@ type Request struct {
 	// load balancers hash, as classic traceroute's and mtr's do. All probes with the same Flow above 0
 	// (and the same target, protocol and ports) agree in every such field: addresses, protocol, ports,
 	// the first four bytes of the transport header, the ICMP checksum, the IPv6 flow label. Different Flows differ in
-	// at least one of them. (Paris traceroute, Augustin et al. 2006.)
+	// at least one of them, up to MaxFlow; above it they may repeat. (Paris traceroute, Augustin et al. 2006.)
 	Flow uint16
 	// Tag is the caller's own number; the result carries it back.
 	Tag uint64
