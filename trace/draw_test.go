@@ -166,6 +166,7 @@ func TestMark(t *testing.T) {
 		r    probe.Result
 		want string
 	}{
+		{probe.Result{}, ""},
 		{probe.Result{Status: probe.Replied}, ""},
 		{probe.Result{Status: probe.TimeExceeded, HasICMP: true, ICMPType: 11}, ""},
 		{probe.Result{Status: probe.NetUnreachable}, "!N"},

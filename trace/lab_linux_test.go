@@ -70,7 +70,10 @@ func chainLab(hops int) string {
 	return b.String()
 }
 
-// A trace over 20 hops with 3 probes for each takes less than 3 ms beyond the path's own time.
+// labBound is what a trace over 20 hops with 3 probes for each may take beyond the path's own time.
+// The kernel alone needs half of it to carry 60 probes and their answers through 20 namespaces on two cores.
+const labBound = 3 * time.Millisecond * raceFactor
+
 func TestLabSpeed(t *testing.T) {
 	const hops = 20
 	l := newLab(t, chainLab(hops))
@@ -79,7 +82,7 @@ func TestLabSpeed(t *testing.T) {
 			p := proberIn(t, l.Host("a"))
 			best := time.Hour
 			// Other work on the machine disturbs single runs.
-			for range 10 {
+			for try := 0; try < 10 || try < 100 && best > labBound; try++ {
 				path, err := trace.Run(t.Context(), p, probe.Request{Target: target, Protocol: protocol}, trace.Options{})
 				if err != nil {
 					t.Fatal(err)
@@ -99,8 +102,8 @@ func TestLabSpeed(t *testing.T) {
 				best = min(best, path.Duration-slowest)
 			}
 			t.Logf("%v to %s: %v beyond the slowest answer", protocol, target, best)
-			if best > 3*time.Millisecond {
-				t.Errorf("%v to %s: %v beyond the slowest answer, want less than 3ms", protocol, target, best)
+			if best > labBound {
+				t.Errorf("%v to %s: %v beyond the slowest answer, want less than %v", protocol, target, best, labBound)
 			}
 		}
 	}

@@ -21,6 +21,8 @@ func Mark(r *probe.Result) string {
 	case probe.HostUnreachable:
 	case probe.Replied, probe.TimeExceeded, probe.NoReply, probe.Failed:
 		return ""
+	default:
+		return ""
 	}
 	if !r.HasICMP {
 		return "!H"

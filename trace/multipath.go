@@ -725,13 +725,17 @@ func (m *mda) batch(ctx context.Context, at *level, flows []uint16) ([]probe.Res
 		return nil, errProbeLimit
 	}
 	m.sent += len(flows)
-	ctx, cancel := context.WithCancel(ctx)
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer cancel()
-
 	results := make([]probe.Result, len(flows))
 	waits := make([]pending, len(flows))
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer func() {
+		for _, p := range waits {
+			if p.cancel != nil {
+				p.cancel()
+			}
+		}
+	}()
 	done := make(chan outcome, len(flows)) // room for all: a probe's goroutine never waits
 	req := m.req
 	req.TTL, req.Timeout = uint8(at.ttl), m.opts.Timeout
@@ -749,14 +753,13 @@ func (m *mda) batch(ctx context.Context, at *level, flows []uint16) ([]probe.Res
 	for next, open := 0, 0; next < len(flows) || open > 0; {
 		for ; next < len(flows) && open < m.opts.Window; next++ {
 			i := next
-			pctx, cancel := context.WithCancel(ctx)
-			waits[i] = pending{sent: time.Now(), cancel: cancel}
 			r := req
 			r.Flow = flows[i]
-			wg.Go(func() {
-				res, err := m.via.Probe(pctx, r)
+			now := time.Now()
+			cancel := send(ctx, &wg, m.via, r, func(res probe.Result, err error) {
 				done <- outcome{query: i, res: res, err: err}
 			})
+			waits[i] = pending{sent: now, cancel: cancel}
 			open++
 		}
 		wait := time.Hour

@@ -32,10 +32,11 @@ const (
 	hereFactor = 3
 	nearFactor = 10
 
-	// A trace begins with startHops hops and adds two for each that answers, so that a near target
-	// is not flooded; after startHold the target is known not to be near, and the window counts.
-	startHops = 4
-	startHold = 500 * time.Microsecond
+	// A trace begins with pilotHops hops and adds the others when those are complete, or after
+	// pilotWait: a target next door answers before and is not flooded; any other path is too long
+	// for the pause to matter.
+	pilotHops = 3
+	pilotWait = 500 * time.Microsecond
 )
 
 // Method says how the probes of a trace are told apart by load balancers.
@@ -79,8 +80,8 @@ type Options struct {
 	MinWait time.Duration
 	// Window is how many hops may wait for answers at once: DefaultWindow unless set. The nearest
 	// hop is probed first, and nothing more is sent once the target has answered; 1 probes one hop
-	// after the other. A large window is fast, but the target sees up to Window-1 hops' probes too many, if it
-	// is not so near that it answers within half a millisecond.
+	// after the other. A large window is fast, but the target may see up to Window-1 hops' probes too many. A
+	// path of at most three hops that answers within half a millisecond sees none behind its third.
 	Window int
 	// GapLimit ends the trace after so many silent hops in a row: DefaultGapLimit unless set, less
 	// than 0 means never.
@@ -178,8 +179,8 @@ func Run(ctx context.Context, via Via, req probe.Request, opts Options) (*Path, 
 		via: via, req: req, opts: opts,
 		hops: make([]Hop, n), waits: make([]hopWait, n), last: n,
 		// Room for everything: a probe's goroutine never waits for the tracer.
-		done: make(chan outcome, n*opts.Queries),
-		held: true,
+		done:  make(chan outcome, n*opts.Queries),
+		pilot: min(pilotHops, opts.Window-1), piloting: true,
 	}
 	return t.run(ctx)
 }
@@ -193,8 +194,8 @@ type tracer struct {
 	hops     []Hop     // by index: TTL - FirstHop
 	waits    []hopWait // for each hop what it waits for
 	launched int       // hops launched
-	answered int       // hops with an answer
-	held     bool      // startHold has not passed
+	pilot    int       // hops that begin the trace
+	piloting bool      // they are not complete, and pilotWait has not passed
 	complete int       // hops launched and complete, in any order
 	decided  int       // complete hops at the front
 	shown    int       // hops given to OnHop
@@ -211,9 +212,10 @@ type hopWait struct {
 	slowest time.Duration
 }
 
+// pending is a probe in flight, or no more if cancel is nil.
 type pending struct {
 	sent   time.Time
-	cancel context.CancelFunc
+	cancel func()
 }
 
 // outcome is what the goroutine of one probe reports.
@@ -225,9 +227,8 @@ type outcome struct {
 
 func (t *tracer) run(ctx context.Context) (*Path, error) {
 	start := time.Now()
-	ctx, cancel := context.WithCancel(ctx)
 	defer t.wg.Wait()
-	defer cancel()
+	defer t.abandon()
 
 	keep, reason, err := t.loop(ctx)
 	if err != nil {
@@ -252,23 +253,23 @@ func (t *tracer) run(ctx context.Context) (*Path, error) {
 
 // loop runs the trace up to a reason to stop.
 func (t *tracer) loop(ctx context.Context) (keep int, reason StopReason, err error) {
-	hold := time.Now().Add(startHold)
+	pilotEnd := time.Now().Add(pilotWait)
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for {
-		t.held = t.held && time.Until(hold) > 0
+		t.piloting = t.piloting && t.complete < t.pilot && time.Until(pilotEnd) > 0
 		if err := t.launch(ctx); err != nil {
 			return 0, 0, err
 		}
 		if keep, reason := t.advance(); reason != 0 {
 			return keep, reason, nil
 		}
-		if t.room() {
-			continue // advancing made it
+		if t.piloting && t.complete >= t.pilot || t.room() {
+			continue // advancing made room
 		}
 		wait := t.giveUp(time.Now())
-		if t.held {
-			wait = min(wait, time.Until(hold))
+		if t.piloting {
+			wait = min(wait, time.Until(pilotEnd))
 		}
 		timer.Reset(wait)
 		select {
@@ -283,48 +284,50 @@ func (t *tracer) loop(ctx context.Context) (keep int, reason StopReason, err err
 	}
 }
 
-// room tells whether another hop may be launched now.
+// room tells whether another hop may be launched now. The pilot's hops keep their place in the
+// window: a path as long as the window is launched at once, and nothing behind it.
 func (t *tracer) room() bool {
-	return t.launched < t.last && t.launched-t.complete < t.opts.Window &&
-		(!t.held || t.launched < startHops+2*t.answered)
+	if t.launched >= t.last || t.piloting && t.launched >= t.pilot {
+		return false
+	}
+	return t.launched-max(0, t.complete-t.pilot) < t.opts.Window
 }
 
-// launch sends the probes of as many hops as the window allows. It looks for answers after each
-// hop: a near target answers before the window is full, and ends it.
+// launch sends the probes of the next hop, if there is room for it, and takes the answers that are
+// in by then: a near target answers before the window is full, and ends it.
 func (t *tracer) launch(ctx context.Context) error {
-	for t.room() {
-		i := t.launched
-		t.launched++
-		t.hops[i] = Hop{TTL: t.opts.FirstHop + i, Replies: make([]probe.Result, t.opts.Queries)}
-		w := &t.waits[i]
-		w.pending = make([]pending, t.opts.Queries)
-		w.open = t.opts.Queries
-		req := t.req
-		req.TTL = uint8(t.hops[i].TTL)
-		for q := range t.opts.Queries {
-			pctx, cancel := context.WithCancel(ctx)
-			w.pending[q] = pending{sent: time.Now(), cancel: cancel}
-			t.sent++
-			t.wg.Go(func() {
-				res, err := t.via.Probe(pctx, req)
-				t.done <- outcome{i, q, res, err}
-			})
-		}
-		// Let this hop's probes leave before the next hop's are made: what answers least often
-		// (ICMP rate limits) shall see the probes that matter first.
-		runtime.Gosched()
-		for drained := false; !drained; {
-			select {
-			case o := <-t.done:
-				if err := t.take(ctx, o); err != nil {
-					return err
-				}
-			default:
-				drained = true
+	if !t.room() {
+		return nil
+	}
+	i := t.launched
+	t.launched++
+	t.hops[i] = Hop{TTL: t.opts.FirstHop + i, Replies: make([]probe.Result, t.opts.Queries)}
+	w := &t.waits[i]
+	w.pending = make([]pending, t.opts.Queries)
+	w.open = t.opts.Queries
+	req := t.req
+	req.TTL = uint8(t.hops[i].TTL)
+	for q := range t.opts.Queries {
+		t.sent++
+		now := time.Now()
+		cancel := send(ctx, &t.wg, t.via, req, func(res probe.Result, err error) {
+			t.done <- outcome{i, q, res, err}
+		})
+		w.pending[q] = pending{sent: now, cancel: cancel}
+	}
+	// Let this hop's probes leave before the next hop's are made: what answers least often (ICMP
+	// rate limits) shall see the probes that matter first.
+	runtime.Gosched()
+	for {
+		select {
+		case o := <-t.done:
+			if err := t.take(ctx, o); err != nil {
+				return err
 			}
+		default:
+			return nil
 		}
 	}
-	return nil
 }
 
 // take books what became of a probe. Answers to probes that were given up come too late to count:
@@ -365,9 +368,6 @@ func (t *tracer) settle(hop, query int, res probe.Result) {
 	}
 	res.Target, res.TTL, res.Flow = t.req.Target, uint8(t.hops[hop].TTL), t.req.Flow
 	if res.Answered() {
-		if w.slowest == 0 {
-			t.answered++
-		}
 		w.slowest = max(w.slowest, res.RTT, 1) // 0 means no answer
 	}
 	t.hops[hop].Replies[query] = res
@@ -385,6 +385,17 @@ func (t *tracer) drop(hop int) {
 	for q, p := range t.waits[hop].pending {
 		if p.cancel != nil {
 			t.settle(hop, q, probe.Result{Status: probe.NoReply, Sent: p.sent})
+		}
+	}
+}
+
+// abandon ends all that is still in flight.
+func (t *tracer) abandon() {
+	for i := range t.waits[:t.launched] {
+		for _, p := range t.waits[i].pending {
+			if p.cancel != nil {
+				p.cancel()
+			}
 		}
 	}
 }

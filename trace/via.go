@@ -5,6 +5,7 @@ package trace
 
 import (
 	"context"
+	"sync"
 
 	"github.com/seed5728abee/fathom/probe"
 )
@@ -18,4 +19,34 @@ import (
 // means that probing as asked is not possible, and ends the trace.
 type Via interface {
 	Probe(ctx context.Context, req probe.Request) (probe.Result, error)
+}
+
+// starter is what a Via may have beside Probe: a way to send without a goroutine for each probe,
+// and in the order of the calls. *probe.Prober has it.
+type starter interface {
+	Start(req probe.Request, done func(probe.Result)) (probe.Handle, error)
+	Cancel(probe.Handle)
+}
+
+var _ starter = (*probe.Prober)(nil)
+
+// send sends a probe. done is called once with what Probe would return, on any goroutine, and must
+// not block; wg has it counted until then. The probe ends early when cancel is called, which has to be done in any case.
+func send(ctx context.Context, wg *sync.WaitGroup, via Via, req probe.Request, done func(probe.Result, error)) (cancel func()) {
+	if s, ok := via.(starter); ok {
+		wg.Add(1)
+		h, err := s.Start(req, func(r probe.Result) {
+			defer wg.Done()
+			done(r, r.Err)
+		})
+		if err != nil {
+			defer wg.Done()
+			done(probe.Result{Status: probe.Failed, Err: err}, err)
+			return func() {}
+		}
+		return func() { s.Cancel(h) }
+	}
+	ctx, cancel = context.WithCancel(ctx)
+	wg.Go(func() { done(via.Probe(ctx, req)) })
+	return cancel
 }
