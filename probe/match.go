@@ -130,9 +130,15 @@ func (e *engine) findQuoted(q *packet.Quote) uint32 {
 		return match(e.find(id))
 	case packet.ProtocolSCTP:
 		id.proto = SCTP
+		if q.SCTPTag() != 0 {
+			return 0 // of an association: an INIT has none yet (RFC 9260, section 8.5.1)
+		}
 		if tag, ok := q.SCTPInitiateTag(); ok {
 			id.token = tag
 			return match(e.find(id))
+		}
+		if len(q.Transport) > packet.SCTPHeaderLen && q.Transport[packet.SCTPHeaderLen] != packet.SCTPChunkInit {
+			return 0
 		}
 		return match(e.findFlow(id))
 	}
