@@ -48,6 +48,8 @@ type engine struct {
 	batch    [rawio.BatchSize]uint32
 	later    []uint32 // of the batch: put off
 	counters Counters
+
+	published Counters // what Prober.counted was set to
 }
 
 // backend is how an engine reaches the network: with raw sockets, or without.
@@ -89,6 +91,7 @@ func (e *engine) run() {
 		if worked || e.queue != 0 && e.hold == 0 {
 			continue
 		}
+		e.publish()
 		if err := e.host.Wait(e.untilNext()); err != nil {
 			e.p.fail(fmt.Errorf("wait for packets: %w", err))
 		}
@@ -118,13 +121,23 @@ func (e *engine) take() (closing bool) {
 	e.slots.splice(&p.free, &e.freed, byTime)
 	e.slots.splice(&e.queue, &p.queue, byTime)
 	e.cancels, p.cancels = p.cancels, e.cancels[:0]
-	p.counted = e.counters
+	p.counted, e.published = e.counters, e.counters
 	closing = p.closed
 	p.mu.Unlock()
 	for _, h := range e.cancels {
 		e.cancel(h)
 	}
 	return closing
+}
+
+// publish shows the counters to others before a sleep, which may be a long one.
+func (e *engine) publish() {
+	if e.counters == e.published {
+		return
+	}
+	e.p.mu.Lock()
+	e.p.counted, e.published = e.counters, e.counters
+	e.p.mu.Unlock()
 }
 
 func (e *engine) cancel(h Handle) {
@@ -148,9 +161,7 @@ func (e *engine) shutdown() {
 	}
 	e.back.close()
 	e.host.Close()
-	e.p.mu.Lock()
-	e.p.counted = e.counters
-	e.p.mu.Unlock()
+	e.publish()
 }
 
 // transmit sends at most a batch of what is queued.
@@ -279,10 +290,11 @@ func (e *engine) roundTrip(s *slot, stamp int64) (rtt time.Duration, kernel bool
 		return time.Duration(max(elapsed, 1)), false
 	}
 	d := stamp - s.sentWall
-	// The kernel stamps with the wall clock. If that was set in between, the
-	// difference is nonsense; the monotonic time less the time since arrival is not.
+	// The kernel stamps with the wall clock. If that was set since the departure, it and the
+	// monotonic clock have not gone on alike, and the difference is nonsense; the
+	// monotonic time less the time since arrival is not.
 	const slack = int64(time.Millisecond)
-	if d > elapsed+slack || d < -slack {
+	if step := e.wall - s.sentWall - elapsed; step > slack || step < -slack || d < -slack {
 		since := e.wall - stamp
 		if since < 0 || since > elapsed {
 			since = 0
