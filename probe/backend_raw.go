@@ -306,6 +306,10 @@ func (b *raw) sendLong(i uint32) {
 	e.clock()
 	mono, wall := e.now, e.wall
 	if _, err := b.rx[ipVersion(s.dst)][s.req.Protocol].conn.Send(msg); err != nil {
+		if transient(err) {
+			e.putOff(i)
+			return
+		}
 		e.fail(i, fmt.Errorf("send %d bytes to %v: %w", s.req.Size, s.dst, err))
 		return
 	}
