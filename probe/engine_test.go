@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -22,7 +23,7 @@ import (
 func TestTimeouts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, _ := open(t, nil, Options{})
-		time.Sleep(12345 * time.Microsecond) // so that ticks and starts don't coincide
+		sleep(12345 * time.Microsecond) // so that ticks and starts don't coincide
 		for _, timeout := range []time.Duration{
 			1, time.Microsecond, time.Millisecond, 250 * time.Millisecond, 999999 * time.Microsecond, time.Second,
 			8192 * time.Millisecond, 8193 * time.Millisecond, time.Minute, MaxTimeout,
@@ -109,12 +110,13 @@ func TestManyTimeouts(t *testing.T) {
 		waits := 0
 		host.SetFaults(rawiotest.Faults{Wait: func() error { waits++; return nil }})
 		start := time.Now()
-		ended, off := 0, time.Duration(0)
+		var ended atomic.Int64
+		off := time.Duration(0)
 		a := netip.MustParseAddr("11.0.0.0")
 		for range count {
 			a = a.Next()
 			if _, err := p.Start(Request{Target: a, Timeout: timeout}, func(r Result) {
-				ended++
+				ended.Add(1)
 				if r.Status != NoReply {
 					t.Errorf("%v: %v", r.Target, r.Status)
 				}
@@ -123,13 +125,13 @@ func TestManyTimeouts(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		time.Sleep(timeout - time.Millisecond)
-		if ended != 0 {
-			t.Errorf("%d ended early", ended)
+		sleep(timeout - time.Millisecond)
+		if n := ended.Load(); n != 0 {
+			t.Errorf("%d ended early", n)
 		}
-		time.Sleep(5 * time.Millisecond)
-		if ended != count || p.InFlight() != 0 {
-			t.Errorf("%d of %d ended, %d in flight", ended, count, p.InFlight())
+		sleep(5 * time.Millisecond)
+		if n := ended.Load(); n != count || p.InFlight() != 0 {
+			t.Errorf("%d of %d ended, %d in flight", n, count, p.InFlight())
 		}
 		if off > 2*time.Millisecond {
 			t.Errorf("the last one was %v late", off)
@@ -161,7 +163,7 @@ func TestCancel(t *testing.T) {
 		p.Cancel(Handle{})
 		h2 := start(time.Minute) // perhaps in the same slot
 		p.Cancel(h)
-		time.Sleep(time.Second)
+		sleep(time.Second)
 		if len(got) != 2 || got[1].Status != Replied {
 			t.Fatalf("after cancelling what had ended: %+v", got)
 		}
@@ -245,7 +247,7 @@ func TestStartFromCallback(t *testing.T) {
 		if _, err := p.Start(Request{Target: target[0]}, next); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Minute)
+		sleep(time.Minute)
 		if n != 5000 {
 			t.Errorf("%d probes ended, want 5000", n)
 		}
@@ -266,7 +268,7 @@ func TestExhausted(t *testing.T) {
 		if n := p.InFlight(); n != 10 {
 			t.Errorf("%d in flight, want 10", n)
 		}
-		time.Sleep(2 * time.Second)
+		sleep(2 * time.Second)
 		if _, err := p.Start(Request{Target: target[0], Timeout: -1}, func(Result) {}); err != nil {
 			t.Errorf("when the others have ended: %v", err)
 		}
@@ -298,7 +300,7 @@ func TestNumbersExhausted(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		time.Sleep(2 * time.Second)
+		sleep(2 * time.Second)
 		if count[NoReply] != 110 || count[Failed] != 5 {
 			t.Errorf("%v, want 110 without reply, 5 failed", count)
 		}
@@ -336,7 +338,7 @@ func TestFull(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-				time.Sleep(time.Second)
+				sleep(time.Second)
 				if ended != count {
 					t.Errorf("%d of %d ended", ended, count)
 				}
@@ -394,7 +396,7 @@ func TestShortBatches(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		time.Sleep(5 * time.Second)
+		sleep(5 * time.Second)
 		if ended != 1000 || net.count() != 1000 {
 			t.Errorf("%d ended, %d packets; want 1000", ended, net.count())
 		}
@@ -452,7 +454,7 @@ func TestLocalErrors(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-				time.Sleep(time.Second)
+				sleep(time.Second)
 				if ended != 100 {
 					t.Errorf("%d of 100 ended", ended)
 				}
@@ -584,7 +586,7 @@ func TestBatchTimes(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		time.Sleep(time.Second)
+		sleep(time.Second)
 		if ended != 200 {
 			t.Errorf("%d of 200 ended", ended)
 		}
@@ -624,9 +626,9 @@ func TestImpaired(t *testing.T) {
 			}); err != nil {
 				t.Fatal(err)
 			}
-			time.Sleep(100 * time.Microsecond)
+			sleep(100 * time.Microsecond)
 		}
-		time.Sleep(time.Second)
+		sleep(time.Second)
 		if i := slices.IndexFunc(calls, func(n int) bool { return n != 1 }); i >= 0 {
 			t.Errorf("callback %d was called %d times", i, calls[i])
 		}

@@ -602,7 +602,7 @@ func TestServiceAnswersFlow(t *testing.T) {
 			if _, err := p.Start(req, func(r Result) { order = append(order, r.Tag) }); err != nil {
 				t.Fatal(err)
 			}
-			time.Sleep(time.Millisecond)
+			sleep(time.Millisecond)
 		}
 		for range 4 {
 			b, err := packet.AppendUDP(nil, netip.AddrPortFrom(target[0], 53), netip.AddrPortFrom(local[0], 4000), nil)

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"pgregory.net/rapid"
@@ -309,3 +310,9 @@ func forVersions(t *testing.T, f func(t *testing.T, v int)) {
 
 // inBubble is a test for [rapid.Check] in a synctest bubble, where *testing.T has no Deadline.
 type inBubble struct{ rapid.TB }
+
+// sleep lets time pass in a bubble, and sees everything that was done meanwhile.
+func sleep(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
