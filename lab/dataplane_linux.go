@@ -5,6 +5,7 @@ package lab
 
 import (
 	"fmt"
+	"runtime"
 	"slices"
 
 	"github.com/seed5728abee/fathom/internal/rawio"
@@ -140,6 +141,10 @@ func (l *Lab) startWire(i int, inner [2]string) error {
 	return nil
 }
 
+// spareProcessors are those that the runtime gets beyond the machine's: one for the engine, one for
+// a goroutine that is about to leave its system call.
+const spareProcessors = 2
+
 // startEngine starts the engine of the lab's wires and routers when the first of them needs it.
 func (l *Lab) startEngine() error {
 	if l.engine != nil {
@@ -150,6 +155,11 @@ func (l *Lab) startEngine() error {
 		return err
 	}
 	l.engine = engine
+	// The engine keeps frames to the tenth of a millisecond only if it need not wait for one of the
+	// runtime's processors: with all of them busy with the program's own work a wire of 10 ms takes 15.
+	if want := runtime.NumCPU() + spareProcessors; runtime.GOMAXPROCS(0) < want {
+		runtime.GOMAXPROCS(want)
+	}
 	l.spawn(func() { l.engineErr = engine.Run(l.ctx) })
 	return nil
 }
