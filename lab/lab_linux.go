@@ -4,6 +4,7 @@
 package lab
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -143,6 +145,11 @@ func (l *Lab) build(opts Options) error {
 			}
 		}
 	}
+	for _, h := range l.nodes {
+		if err := h.awaitIPv6(l.ctx); err != nil {
+			return fmt.Errorf("%s %s: %w", h.plan.kind, h.plan.name, err)
+		}
+	}
 	if opts.HostsFile {
 		return mountHostsFile(l.plan.hostsFile())
 	}
@@ -262,6 +269,55 @@ func (h *Host) configure() error {
 		}
 	}
 	return nil
+}
+
+// ipv6Wait bounds how long a new interface may take to speak IPv6. It is done within a second.
+const ipv6Wait = 5 * time.Second
+
+// awaitIPv6 waits until the node hears neighbour solicitations on all its interfaces. The kernel
+// joins the multicast groups when it notices that the link is up, which it looks for in its own time.
+func (h *Host) awaitIPv6(ctx context.Context) error {
+	if h.plan.user || h.plan.kind == KindBridge {
+		return nil
+	}
+	for deadline := time.Now().Add(ipv6Wait); ; {
+		var routes []byte
+		if err := h.ns.do(func() (err error) {
+			routes, err = os.ReadFile("/proc/thread-self/net/ipv6_route")
+			return err
+		}); err != nil {
+			return err
+		}
+		waiting := ""
+		for _, f := range h.plan.ifaces {
+			if f.addr(1).IsValid() && !hasMulticastRoute(routes, f.name) {
+				waiting = f.name
+			}
+		}
+		switch {
+		case waiting == "":
+			return nil
+		case time.Now().After(deadline):
+			return fmt.Errorf("interface %s is up but does not speak IPv6 after %v", waiting, ipv6Wait)
+		}
+		select {
+		case <-time.After(2 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// hasMulticastRoute looks for ff00::/8 in the text of /proc/net/ipv6_route: destination and prefix
+// length come first, the interface last.
+func hasMulticastRoute(routes []byte, iface string) bool {
+	for line := range bytes.Lines(routes) {
+		f := bytes.Fields(line)
+		if len(f) > 2 && string(f[0]) == "ff000000000000000000000000000000" && string(f[1]) == "08" && string(f[len(f)-1]) == iface {
+			return true
+		}
+	}
+	return false
 }
 
 // staticNeighbours bounds the networks whose members know each other's link addresses from the start, so that not
