@@ -193,7 +193,7 @@ func routerConfig(t *Topology, n *planNode) dataplane.RouterConfig {
 	port := map[*planIface]int{}
 	for i, f := range n.ifaces {
 		port[f] = i
-		c.Ports = append(c.Ports, dataplane.PortConfig{MAC: f.mac, MTU: f.mtu, Addrs: f.addrs})
+		c.Ports = append(c.Ports, dataplane.PortConfig{MAC: f.mac, MTU: f.mtu, Addrs: f.addrs, Neighbours: f.neighbours()})
 	}
 	for _, r := range n.routes {
 		route := dataplane.Route{Prefix: r.to, Reject: rejects[r.reject]}

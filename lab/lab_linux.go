@@ -325,25 +325,30 @@ func hasMulticastRoute(routes []byte, iface string) bool {
 // take longer to fill than they save.
 const staticNeighbours = 32
 
-func (h *Host) addNeighbours(link netlink.Link, f *planIface) error {
+// neighbours are the members of an interface's network with their addresses, if it is small enough.
+func (f *planIface) neighbours() []dataplane.Neighbour {
 	if len(f.seg.members) > staticNeighbours {
 		return nil
 	}
+	var all []dataplane.Neighbour
 	for _, g := range f.seg.members {
-		if g == f {
-			continue
-		}
 		for _, a := range g.addrs {
-			if !f.addr(family(a.Addr())).IsValid() {
-				continue
+			if g != f && f.addr(family(a.Addr())).IsValid() {
+				all = append(all, dataplane.Neighbour{Addr: a.Addr(), MAC: g.mac})
 			}
-			err := h.ns.netlink.NeighSet(&netlink.Neigh{
-				LinkIndex: link.Attrs().Index, State: netlink.NUD_PERMANENT,
-				IP: a.Addr().AsSlice(), HardwareAddr: g.mac,
-			})
-			if err != nil {
-				return fmt.Errorf("add neighbour %s: %w", a.Addr(), err)
-			}
+		}
+	}
+	return all
+}
+
+func (h *Host) addNeighbours(link netlink.Link, f *planIface) error {
+	for _, n := range f.neighbours() {
+		err := h.ns.netlink.NeighSet(&netlink.Neigh{
+			LinkIndex: link.Attrs().Index, State: netlink.NUD_PERMANENT,
+			IP: n.Addr.AsSlice(), HardwareAddr: n.MAC,
+		})
+		if err != nil {
+			return fmt.Errorf("add neighbour %s: %w", n.Addr, err)
 		}
 	}
 	return nil

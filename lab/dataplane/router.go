@@ -122,6 +122,15 @@ func newRouter(cfg RouterConfig, pool *bufferPool, emit func(int, []byte, bool))
 				r.own[a.Addr()] = i
 			}
 		}
+		for _, n := range pc.Neighbours {
+			if len(n.MAC) != 6 || n.MAC[0]&1 != 0 || !n.Addr.IsValid() || n.Addr.Is4In6() || n.Addr.Zone() != "" {
+				return nil, fmt.Errorf("%w: port %d has neighbour %v at %v", ErrRouter, i, n.Addr, n.MAC)
+			}
+			if len(r.neighbours) == maxNeighbours/2 { // the other half is for those to be asked for
+				return nil, fmt.Errorf("%w: more than %d static neighbours", ErrRouter, maxNeighbours/2)
+			}
+			r.neighbours[neighbourKey{i, n.Addr}] = &neighbour{mac: macAddr(n.MAC), known: true, static: true}
+		}
 		r.ports = append(r.ports, p)
 	}
 	for _, a := range cfg.Addrs {

@@ -39,6 +39,15 @@ type PortConfig struct {
 	// Addrs are the router's addresses on the port, each with its network.
 	// Besides these a port has the IPv6 link-local address made from MAC.
 	Addrs []netip.Prefix
+	// Neighbours are known from the start and for good, so that not even the first packet waits
+	// for an answer over a slow wire. All others are asked for by ARP and neighbour discovery.
+	Neighbours []Neighbour
+}
+
+// Neighbour is a node on the network of a port.
+type Neighbour struct {
+	Addr netip.Addr
+	MAC  net.HardwareAddr
 }
 
 // Route is one entry of the forwarding table.

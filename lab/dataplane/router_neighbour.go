@@ -21,6 +21,7 @@ type neighbourKey struct {
 type neighbour struct {
 	mac       macAddr
 	known     bool          // mac is right, or was until lately
+	static    bool          // from the configuration: never asked for, never forgotten
 	confirmed time.Duration // when it last was
 	asking    bool          // in Router.resolving
 	asked     int           // requests sent
@@ -62,7 +63,7 @@ func (r *Router) output(now time.Duration, frame []byte, pooled bool, hop NextHo
 		n = new(neighbour)
 		r.neighbours[key] = n
 	}
-	if !n.asking && (!n.known || now-n.confirmed > neighbourFresh) {
+	if !n.static && !n.asking && (!n.known || now-n.confirmed > neighbourFresh) {
 		n.asking, n.asked, n.again = true, 0, now
 		r.resolving = append(r.resolving, key)
 		r.ask(now, key, n)
@@ -96,10 +97,10 @@ func (r *Router) transmit(frame []byte, pooled bool, port int, to macAddr) {
 	r.emit(port, frame, pooled)
 }
 
-// forgetNeighbours empties the cache but for what is being asked.
+// forgetNeighbours empties the cache but for what is static or being asked.
 func (r *Router) forgetNeighbours() {
 	for key, n := range r.neighbours {
-		if !n.asking {
+		if !n.asking && !n.static {
 			delete(r.neighbours, key)
 		}
 	}
@@ -192,7 +193,7 @@ func (r *Router) retry(now time.Duration) time.Duration {
 // own questions, and what known or asking neighbours say, make an entry.
 func (r *Router) learn(now time.Duration, key neighbourKey, mac macAddr) {
 	n := r.neighbours[key]
-	if n == nil || mac[0]&1 != 0 {
+	if n == nil || n.static || mac[0]&1 != 0 {
 		return
 	}
 	n.mac, n.known, n.confirmed = mac, true, now
