@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"syscall"
+	"time"
 
 	"golang.org/x/net/bpf"
 
@@ -22,9 +23,12 @@ type raw struct {
 	senders [2]rawSender
 	rx      [2][4]rawReceiver // by ipVersion, Protocol
 	in      [rawio.BatchSize]rawio.Message
-	stamps  [stampsPerTurn]rawio.Message
+	stamps  [rawio.BatchSize]rawio.Message
 	routes  routeCache
 	missing []string
+
+	stampTime  int64 // mono, up to which the allowance was counted
+	stampsLeft int64
 }
 
 // rawSender sends packets with their IP headers.
@@ -48,11 +52,27 @@ type rawReceiver struct {
 	lo, hi uint16 // ports let through by the filter
 }
 
-// stampsPerTurn bounds the batches whose departures the kernel stamps, one
-// by one, at the cost of an entry of the error queue each. In larger batches the
-// departures lie so close together that the time of the system call, divided
-// evenly, tells them to a microsecond or two.
-const stampsPerTurn = 4
+// Each departure that the kernel stamps costs an entry of the error queue, about a fifth of the
+// probe itself. Up to stampRate of them per second are stamped, stampBurst at once: all probes of a
+// trace, none to speak of in a flood. Probes without one take an even share of the time that
+// their batch's system call took, which in a flood of equal probes is right to a microsecond or two.
+const (
+	stampRate  = 20000
+	stampBurst = 4 * rawio.BatchSize
+)
+
+// mayStamp takes n departure stamps from the allowance, if they are there.
+func (b *raw) mayStamp(n int) bool {
+	e := b.e
+	earned := (e.now - b.stampTime) / (int64(time.Second) / stampRate)
+	b.stampsLeft = min(b.stampsLeft+earned, stampBurst)
+	b.stampTime += earned * (int64(time.Second) / stampRate)
+	if b.stampsLeft < int64(n) {
+		return false
+	}
+	b.stampsLeft -= int64(n)
+	return true
+}
 
 // receiveSize is how much of a packet is read: more than any ICMP error, and than the headers of
 // any answer. What is cut off is not looked at.
@@ -228,11 +248,11 @@ func (b *raw) flush(tx *rawSender) {
 	e := b.e
 	for from := 0; from < tx.n; {
 		msgs, slots := tx.msgs[from:tx.n], tx.slots[from:tx.n]
-		stamp := len(msgs) <= stampsPerTurn
+		e.clock()
+		stamp := b.mayStamp(len(msgs))
 		for k := range msgs {
 			msgs[k].StampTX = stamp
 		}
-		e.clock()
 		mono, wall := e.now, e.wall
 		n, err := tx.conn.Send(msgs)
 		e.clock()
@@ -240,9 +260,6 @@ func (b *raw) flush(tx *rawSender) {
 		for k, i := range slots[:n] {
 			// In the middle of its share of the system call.
 			off := spent * int64(2*k+1) / int64(2*n)
-			if stamp {
-				off = 0
-			}
 			e.sent(i, mono+off, wall+off)
 			if stamp {
 				tx.awaited[tx.nextStamp%uint32(len(tx.awaited))] = Handle{i, e.slots.at(i).gen}
@@ -338,8 +355,8 @@ func (b *raw) takeStamps(tx *rawSender) {
 			if s.gen != h.gen || s.state != slotFlying {
 				continue
 			}
-			// A stamp from before the call is not this probe's.
-			if d := m.Time - s.sentWall; d >= 0 {
+			// One that lies far from our own time is from before the clock was set, or after.
+			if d := m.Time - s.sentWall; time.Duration(d).Abs() < 100*time.Millisecond {
 				s.sentWall, s.kernelSent = m.Time, true
 				s.sentMono += d
 			}

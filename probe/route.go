@@ -33,9 +33,9 @@ type route struct {
 }
 
 const (
-	routeLife   = int64(1e9)
-	routeBound  = 1 << 16 // entries; beyond it the cache starts over
-	otherBound = 256 // of the other two maps
+	routeLife  = int64(1e9)
+	routeBound = 1 << 16 // entries; beyond it the cache starts over
+	otherBound = 256     // of the other two maps
 )
 
 func (c *routeCache) init() {
