@@ -5,6 +5,7 @@ package probe
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"math/rand/v2"
@@ -235,7 +236,7 @@ func (p *Prober) Send(ctx context.Context, req Request) (<-chan Result, error) {
 // Stream sends requests with at most window in flight and yields the results
 // in the order in which they come. It asks for the next request when one ends, so
 // the requests may be endless. A request that Start refuses yields a Failed
-// result. When ctx ends, or the loop over the results does, what is in flight
+// result, and is the last one if the prober is closed. When ctx ends, or the loop over the results does, what is in flight
 // is cancelled; results of cancelled probes are not yielded.
 func (p *Prober) Stream(ctx context.Context, window int, reqs iter.Seq[Request]) iter.Seq[Result] {
 	return func(yield func(Result) bool) {
@@ -289,6 +290,7 @@ func (p *Prober) Stream(ctx context.Context, window int, reqs iter.Seq[Request])
 				req.Tag = n
 				h, err := p.Start(req, deliver)
 				if err != nil {
+					more = !errors.Is(err, ErrClosed) // or endless requests would be refused for ever
 					if !yield(Result{Tag: tag, Target: req.Target, TTL: req.TTL, Flow: req.Flow, Status: Failed, Err: err}) {
 						return
 					}
