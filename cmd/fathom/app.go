@@ -43,7 +43,7 @@ type app struct {
 	level slog.LevelVar
 
 	// What reaches the network, so that tests can put something else in its place.
-	newProber      func(probe.Options) (prober, error)
+	newProber      func(o probe.Options, mark uint32) (prober, error)
 	resolve        func(ctx context.Context, host string, version int) (netip.Addr, error)
 	names, origins trace.Source
 

@@ -79,7 +79,7 @@ func newTestApp(p prober) *testApp {
 	ta.app = &app{
 		stdin: strings.NewReader(""), stdout: &ta.out, stderr: &ta.err,
 		lookupEnv: func(name string) (string, bool) { v, ok := ta.env[name]; return v, ok },
-		newProber: func(probe.Options) (prober, error) { return p, nil },
+		newProber: func(probe.Options, uint32) (prober, error) { return p, nil },
 		resolve: func(_ context.Context, host string, version int) (netip.Addr, error) {
 			if host == "router.example" {
 				host = "10.0.0.1"

@@ -137,7 +137,7 @@ func (a *app) runProbe(cmd *cobra.Command, o *probeOptions, args []string) error
 		o.count = 0
 	}
 
-	p, err := a.newProber(probe.Options{MaxInFlight: o.window, Mode: proberMode(o.unprivileged)})
+	p, err := a.newProber(probe.Options{MaxInFlight: o.window, Mode: proberMode(o.unprivileged)}, o.request.Mark)
 	if err != nil {
 		return probeHint(err)
 	}

@@ -203,7 +203,7 @@ func TestProbeUsageErrors(t *testing.T) {
 
 func TestProbePermissionTellsWhatToDo(t *testing.T) {
 	app := newTestApp(nil)
-	app.newProber = func(probe.Options) (prober, error) {
+	app.newProber = func(probe.Options, uint32) (prober, error) {
 		return nil, fmt.Errorf("open raw socket: %w", probe.ErrPermission)
 	}
 	if code := app.fathom(t.Context(), "probe", "10.0.0.1"); code != exitFailed {

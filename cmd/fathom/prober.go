@@ -30,9 +30,15 @@ func (p realProber) start(req probe.Request, done func(probe.Result)) error {
 	return err
 }
 
-func newRealProber(o probe.Options) (prober, error) {
+// newRealProber opens a prober and then drops the privileges that opening it took. A routing mark
+// needs one of them for each probe.
+func newRealProber(o probe.Options, mark uint32) (prober, error) {
 	p, err := probe.New(o)
 	if err != nil {
+		return nil, err
+	}
+	if err := probe.DropPrivileges(mark != 0); err != nil {
+		p.Close()
 		return nil, err
 	}
 	return realProber{p}, nil

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -206,11 +207,17 @@ func (a *app) runTrace(ctx context.Context, o *traceOptions, host string) error 
 	}
 	o.request.Target = target
 
+	// Before the privileges go, which may be what it takes to write there.
+	picture, err := openPicture(o.graph)
+	if err != nil {
+		return err
+	}
+	defer picture.close()
 	mode := probe.Auto
 	if o.unprivileged {
 		mode = probe.Unprivileged
 	}
-	p, err := a.newProber(probe.Options{Mode: mode})
+	p, err := a.newProber(probe.Options{Mode: mode}, o.request.Mark)
 	if err != nil {
 		return probeHint(err)
 	}
@@ -218,7 +225,7 @@ func (a *app) runTrace(ctx context.Context, o *traceOptions, host string) error 
 
 	annotator := trace.NewAnnotator(sources...)
 	defer annotator.Close()
-	t := &traceRun{app: a, options: o, host: host, via: p, annotator: annotator}
+	t := &traceRun{app: a, options: o, host: host, via: p, annotator: annotator, picture: picture}
 	if o.multipath {
 		return t.paths(ctx)
 	}
@@ -232,6 +239,7 @@ type traceRun struct {
 	host      string
 	via       trace.Via
 	annotator *trace.Annotator
+	picture   *picture // nil without --graph
 }
 
 // about gives what is known about an address, and waits for it, but not for ever.
@@ -321,8 +329,9 @@ func (t *traceRun) finish(ctx context.Context, g *trace.Graph, document any, err
 			return err
 		}
 	}
-	if file := t.options.graph; file != "" {
-		if err := t.draw(ctx, g, file); err != nil {
+	if t.picture != nil {
+		about := func(addr netip.Addr) trace.Annotation { return t.about(ctx, addr) }
+		if err := t.picture.draw(g, about); err != nil {
 			return err
 		}
 	}
@@ -335,17 +344,46 @@ func (t *traceRun) finish(ctx context.Context, g *trace.Graph, document any, err
 	return nil
 }
 
-func (t *traceRun) draw(ctx context.Context, g *trace.Graph, file string) (err error) {
-	format, err := trace.FormatOf(file)
+// picture is the file that --graph names.
+type picture struct {
+	file   *os.File
+	format trace.Format
+	drawn  bool
+}
+
+// openPicture opens the file, or creates it, without touching what is in it. It gives nil for no name.
+func openPicture(name string) (*picture, error) {
+	if name == "" {
+		return nil, nil
+	}
+	format, err := trace.FormatOf(name)
 	if err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	return &picture{file: f, format: format}, nil
+}
+
+func (p *picture) draw(g *trace.Graph, about func(netip.Addr) trace.Annotation) error {
+	if err := p.file.Truncate(0); err != nil && !errors.Is(err, syscall.EINVAL) { // a pipe has no length
 		return err
 	}
-	f, err := os.Create(file)
-	if err != nil {
-		return err
+	p.drawn = true
+	return errors.Join(g.Draw(p.file, p.format, about), p.file.Close())
+}
+
+// close removes an empty file that no picture came into.
+func (p *picture) close() {
+	if p == nil || p.drawn {
+		return
 	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	return g.Draw(f, format, func(addr netip.Addr) trace.Annotation { return t.about(ctx, addr) })
+	if info, err := p.file.Stat(); err == nil && info.Mode().IsRegular() && info.Size() == 0 {
+		os.Remove(p.file.Name())
+	}
+	p.file.Close()
 }
 
 // headline says what is traced, and how.
