@@ -79,7 +79,7 @@ func (b *raw) mayStamp(n int) bool {
 const receiveSize = 1536
 
 func newRaw(e *engine) (*raw, error) {
-	b := &raw{e: e}
+	b := &raw{e: e, stampsLeft: stampBurst}
 	for i := range b.in {
 		b.in[i].Data = make([]byte, receiveSize)
 	}
