@@ -75,7 +75,6 @@ func (e *engine) clock() {
 }
 
 func (e *engine) run() {
-	defer close(e.p.done)
 	waited := true
 	for !e.take() {
 		worked := e.transmit()

@@ -47,7 +47,23 @@ func New(opts Options) (*Prober, error) {
 	if err != nil {
 		return nil, err
 	}
-	go e.run()
+	started := make(chan error)
+	go func() {
+		defer close(p.done)
+		// Some sockets are opened, and some questions asked, later on.
+		if host, ok := e.host.(interface{ Adopt() error }); ok {
+			if err := host.Adopt(); err != nil {
+				started <- err
+				return
+			}
+		}
+		close(started)
+		e.run()
+	}()
+	if err := <-started; err != nil {
+		e.host.Close()
+		return nil, fmt.Errorf("open prober: %w", err)
+	}
 	return p, nil
 }
 

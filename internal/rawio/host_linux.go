@@ -6,6 +6,8 @@ package rawio
 import (
 	"fmt"
 	"net/netip"
+	"os"
+	"runtime"
 	"time"
 	"unsafe"
 
@@ -20,17 +22,20 @@ type KernelHost struct {
 	// route is an unbound UDP socket per version: connecting it asks the routing
 	// table and sends nothing.
 	route [2]int
+	// namespace is the caller's of NewHost where that is not the process's, else -1.
+	namespace int
 }
 
 var _ Host = (*KernelHost)(nil)
 
-// NewHost returns the kernel's Host, for the network namespace of the calling thread.
+// NewHost returns the kernel's Host, for the network namespace of the calling thread. The goroutine
+// that goes on to use it calls [KernelHost.Adopt] first.
 func NewHost() (*KernelHost, error) {
 	p, err := NewPoller()
 	if err != nil {
 		return nil, err
 	}
-	h := &KernelHost{poller: p, open: make(map[*socket]struct{}), route: [2]int{-1, -1}}
+	h := &KernelHost{poller: p, open: make(map[*socket]struct{}), route: [2]int{-1, -1}, namespace: foreignNamespace()}
 	for i, family := range [...]int{unix.AF_INET, unix.AF_INET6} {
 		// Not fatal: a system may be without one of the versions.
 		if fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err == nil {
@@ -39,6 +44,37 @@ func NewHost() (*KernelHost, error) {
 		}
 	}
 	return h, nil
+}
+
+// foreignNamespace is a descriptor of the calling thread's network namespace, -1 if it is the process's.
+func foreignNamespace() int {
+	const ours = "/proc/thread-self/ns/net"
+	thread, err := os.Readlink(ours)
+	if err != nil {
+		return -1
+	}
+	if process, err := os.Readlink("/proc/self/ns/net"); err != nil || process == thread {
+		return -1
+	}
+	fd, err := unix.Open(ours, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1
+	}
+	return fd
+}
+
+// Adopt puts the calling goroutine into the network namespace that NewHost was called in, for the sockets and
+// look-ups to come. Where that is not the process's own, as in a lab, the goroutine keeps its thread, which ends with it.
+func (h *KernelHost) Adopt() error {
+	if h.namespace < 0 {
+		return nil
+	}
+	runtime.LockOSThread()
+	if err := unix.Setns(h.namespace, unix.CLONE_NEWNET); err != nil {
+		runtime.UnlockOSThread()
+		return fmt.Errorf("enter network namespace: %w", err)
+	}
+	return nil
 }
 
 // Poller gives access to the wait, for descriptors that are not a Conn.
@@ -151,6 +187,10 @@ func (h *KernelHost) Close() error {
 			unix.Close(fd)
 			h.route[i] = -1
 		}
+	}
+	if h.namespace >= 0 {
+		unix.Close(h.namespace)
+		h.namespace = -1
 	}
 	return h.poller.Close()
 }
