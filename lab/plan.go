@@ -102,9 +102,9 @@ type planIface struct {
 }
 
 // addr is the interface's first address of a family, or the zero Addr.
-func (i *planIface) addr(f int) netip.Addr {
-	for _, p := range i.addrs {
-		if family(p.Addr()) == f {
+func (f *planIface) addr(which int) netip.Addr {
+	for _, p := range f.addrs {
+		if family(p.Addr()) == which {
 			return p.Addr()
 		}
 	}

@@ -43,6 +43,9 @@ func FuzzIPv4(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		touch(t, b, "IPv4", "QuotedIPv4")
 		v, err := ParseIPv4(b)
+		if _, quoted := ParseQuotedIPv4(b); err == nil && quoted != nil {
+			t.Fatalf("a whole packet is refused as a quote: %v", quoted)
+		}
 		var g layers.IPv4
 		gerr := g.DecodeFromBytes(b, gopacket.NilDecodeFeedback)
 		if err != nil {
@@ -90,6 +93,9 @@ func FuzzIPv6(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		touch(t, b, "IPv6", "QuotedIPv6")
 		v, err := ParseIPv6(b)
+		if _, quoted := ParseQuotedIPv6(b); err == nil && quoted != nil {
+			t.Fatalf("a whole packet is refused as a quote: %v", quoted)
+		}
 		var g layers.IPv6
 		gerr := g.DecodeFromBytes(b, gopacket.NilDecodeFeedback)
 		if err != nil || v.NextHeader() == ProtocolHopByHop {

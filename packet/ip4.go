@@ -6,6 +6,7 @@ package packet
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 )
 
 // IPv4HeaderLen is the length in bytes of an IPv4 header without options.
@@ -62,7 +63,7 @@ func ParseQuotedIPv4(b []byte) (IPv4, error) {
 	if total := int(binary.BigEndian.Uint16(b[2:])); total >= n+8 && total < len(b) {
 		b = b[:total]
 	}
-	return IPv4(b[:len(b):len(b)]), nil
+	return IPv4(slices.Clip(b)), nil
 }
 
 func ipv4HeaderLen(b []byte) (int, error) {

@@ -6,6 +6,7 @@ package packet
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 )
 
 // IPv6HeaderLen is the length in bytes of the fixed IPv6 header.
@@ -50,7 +51,7 @@ func ParseQuotedIPv6(b []byte) (IPv6, error) {
 	if total := IPv6HeaderLen + int(binary.BigEndian.Uint16(b[4:])); total >= IPv6HeaderLen+8 && total < len(b) {
 		b = b[:total]
 	}
-	return IPv6(b[:len(b):len(b)]), nil
+	return IPv6(slices.Clip(b)), nil
 }
 
 func checkIPv6(b []byte) error {

@@ -33,7 +33,7 @@ func (s *nameServer) ServeDNS(w dns.ResponseWriter, req *dns.Msg) {
 	m := new(dns.Msg).SetReply(req)
 	q := req.Question[0]
 	found := false
-	for _, data := range strings.Split(s.records[q.Name+" "+dns.TypeToString[q.Qtype]], "\n") {
+	for data := range strings.SplitSeq(s.records[q.Name+" "+dns.TypeToString[q.Qtype]], "\n") {
 		if data != "" {
 			rr, err := dns.NewRR(q.Name + " 60 IN " + dns.TypeToString[q.Qtype] + " " + data)
 			if err != nil {

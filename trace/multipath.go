@@ -118,7 +118,7 @@ func (o MultipathOptions) withDefaults() (MultipathOptions, error) {
 	case o.Algorithm > MDA:
 		return o, &probe.RequestError{Field: "algorithm", Value: o.Algorithm, Reason: "want MDALite or MDA"}
 	// Beyond 1-1e-9 the differences of the probabilities computed get lost in rounding.
-	case !(o.Confidence > 0 && o.Confidence <= 1-1e-9): //nolint:staticcheck // also refuses NaN
+	case !(o.Confidence > 0 && o.Confidence <= 1-1e-9): // also refuses NaN
 		return o, &probe.RequestError{Field: "confidence", Value: o.Confidence, Reason: "want a number above 0 and below 1"}
 	case o.Balancers < 1:
 		return o, &probe.RequestError{Field: "balancers", Value: o.Balancers, Reason: "want at least 1"}

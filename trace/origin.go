@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -76,15 +77,15 @@ func (s *OriginDNS) name(addr netip.Addr) string {
 	raw := addr.AsSlice()
 	zone := s.Zone4
 	if addr.Is4() {
-		for i := len(raw) - 1; i >= 0; i-- {
-			fmt.Fprintf(&b, "%d.", raw[i])
+		for _, octet := range slices.Backward(raw) {
+			fmt.Fprintf(&b, "%d.", octet)
 		}
 		if zone == "" {
 			zone = "origin.asn.cymru.com"
 		}
 	} else {
-		for i := len(raw) - 1; i >= 0; i-- {
-			fmt.Fprintf(&b, "%x.%x.", raw[i]&15, raw[i]>>4)
+		for _, octet := range slices.Backward(raw) {
+			fmt.Fprintf(&b, "%x.%x.", octet&15, octet>>4)
 		}
 		if zone = s.Zone6; zone == "" {
 			zone = "origin6.asn.cymru.com"

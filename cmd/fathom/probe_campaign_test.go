@@ -50,6 +50,7 @@ func (p *fakeProber) start(req probe.Request, done func(probe.Result)) error {
 		r.Status, delay = probe.NoReply, req.Timeout
 	case probe.Replied:
 		r.Responder = req.Target
+	default:
 	}
 	if p.pending == nil {
 		p.pending = make(map[*time.Timer]func())

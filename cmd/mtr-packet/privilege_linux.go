@@ -9,6 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 
+	"github.com/seed5728abee/fathom/probe"
+
 	"github.com/seed5728abee/fathom/internal/rawio"
 )
 
@@ -35,7 +37,7 @@ func narrowPrivileges() error {
 			return fmt.Errorf("keep no more capabilities: %w", err)
 		}
 	}
-	return setCapabilities(had)
+	return probe.DropPrivileges(had)
 }
 
 // settlePrivileges drops markCapability too, unless it is to be kept. It tells whether the process has
@@ -44,7 +46,7 @@ func settlePrivileges(keepMark bool) (kept bool, err error) {
 	if kept, err = hasMarkCapability(); err != nil || keepMark || !kept {
 		return kept, err
 	}
-	return false, setCapabilities(false)
+	return false, probe.DropPrivileges(false)
 }
 
 func hasMarkCapability() (bool, error) {
@@ -53,20 +55,4 @@ func hasMarkCapability() (bool, error) {
 		return false, fmt.Errorf("look for %v: %w", markCapability, err)
 	}
 	return has, nil
-}
-
-// setCapabilities leaves every thread of the process with markCapability or with none.
-func setCapabilities(mark bool) error {
-	set := cap.NewSet()
-	if mark {
-		for _, flag := range [...]cap.Flag{cap.Permitted, cap.Effective} {
-			if err := set.SetFlag(flag, true, markCapability); err != nil {
-				return fmt.Errorf("choose %v: %w", markCapability, err)
-			}
-		}
-	}
-	if err := set.SetProc(); err != nil {
-		return fmt.Errorf("set capabilities to %q: %w", set, err)
-	}
-	return nil
 }

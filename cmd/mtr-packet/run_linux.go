@@ -15,10 +15,10 @@ func run(args []string, getenv func(string) string) int {
 	if len(args) > 0 {
 		switch args[0] {
 		case "-h", "--help":
-			os.Stdout.WriteString(usage)
+			fmt.Print(usage)
 			return exitDone
 		case "-v", "--version":
-			os.Stdout.WriteString("mtr-packet " + dialect096.version + "\n")
+			fmt.Println("mtr-packet", dialect096.version)
 			return exitDone
 		}
 		fmt.Fprintf(os.Stderr, "mtr-packet: unknown argument %q\n%s", args[0], usage)

@@ -214,8 +214,7 @@ func TestSettle(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			p := newFakeProber()
 			var calls []bool
-			var s *session
-			s = newSession(p, &dialect096, func(keepMark bool) bool {
+			s := newSession(p, &dialect096, func(keepMark bool) bool {
 				if len(p.started) > 0 {
 					t.Error("settled after the first probe")
 				}

@@ -96,7 +96,7 @@ func (b *bench) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }() // it is a temporary directory
 	if b.self, err = os.Executable(); err != nil {
 		return err
 	}
@@ -119,8 +119,12 @@ func (b *bench) run(ctx context.Context) error {
 		name string
 		f    func(context.Context) error
 	}{
-		{"icmp", b.rates}, {"protocols", b.protocols}, {"mtr-packet", b.textProtocol},
-		{"accuracy", b.accuracy}, {"many", b.many}, {"trace", b.traces},
+		{"icmp", b.rates},
+		{"protocols", b.protocols},
+		{"mtr-packet", b.textProtocol},
+		{"accuracy", b.accuracy},
+		{"many", b.many},
+		{"trace", b.traces},
 	} {
 		if !b.only.MatchString(s.name) {
 			continue
@@ -171,7 +175,7 @@ func (b *bench) report() bool {
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", r.section, r.name, r.value, r.goal, verdict)
 	}
-	w.Flush()
+	_ = w.Flush() // to standard output
 	for _, m := range b.missing {
 		fmt.Println("note:", m)
 	}

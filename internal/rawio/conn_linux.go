@@ -439,6 +439,7 @@ func takeFailure(m *Message, d []byte) {
 	f.Info = binary.NativeEndian.Uint32(d[8:])
 	data := binary.NativeEndian.Uint32(d[12:])
 	switch f.Origin {
+	case OriginNone, OriginLocal:
 	case OriginTimestamp:
 		f.ID = data
 	case OriginICMP, OriginICMPv6:

@@ -70,7 +70,9 @@ func TestFilters(t *testing.T) {
 			},
 			refuse: [][]byte{
 				ip4(0, echo(0, lo-1)...), ip4(0, echo(0, hi+1)...), ip4(0, echo(8, lo)...), ip4(0, echo(5, 0)...),
-				ip4(0, echo(13, lo)...), ip4(40, echo(0, 0xffff)...), ip4(0, 0), ip4(0), {}, fragment,
+				ip4(0, echo(13, lo)...), ip4(40, echo(0, 0xffff)...), ip4(0, 0), ip4(0),
+				{},
+				fragment,
 			},
 		},
 		{

@@ -71,7 +71,7 @@ type FrameConn struct {
 	ring  *ring
 	stats FrameStats
 
-	msgs [frameBatch]frameMsg // of Send
+	msgs [frameBatch]mmsghdr // of Send
 	iovs [frameBatch]unix.Iovec
 
 	closed atomic.Bool
@@ -80,13 +80,6 @@ type FrameConn struct {
 // frameBatch is how many frames go into one sendmmsg. Beyond 32 the gain is in
 // the noise; 64 covers the batches that a ring gives.
 const frameBatch = 64
-
-// frameMsg is struct mmsghdr of sendmmsg(2).
-type frameMsg struct {
-	hdr unix.Msghdr
-	len uint32
-	_   [unsafe.Sizeof(uintptr(0)) - 4]byte
-}
 
 // OpenFrameConn opens the interface ifname of the calling thread's network
 // namespace; afterwards the FrameConn can be used from any thread. It needs

@@ -412,7 +412,7 @@ func BenchmarkFrameReceiveMmsg(b *testing.B) {
 		if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: proto, Ifindex: ifi.Index}); err != nil {
 			b.Fatal(err)
 		}
-		var msgs [frameBatch]frameMsg
+		var msgs [frameBatch]mmsghdr
 		var iovs [frameBatch]unix.Iovec
 		var data [frameBatch][2048]byte
 		var oob [frameBatch][64]byte

@@ -104,6 +104,11 @@ func (h *KernelHost) Open(s Spec) (Conn, error) {
 
 // Source implements [Host].
 func (h *KernelHost) Source(dst netip.Addr, via Route) (netip.Addr, error) {
+	if zone := dst.Zone(); zone != "" {
+		if _, err := zoneIndex(zone); err != nil {
+			return netip.Addr{}, fmt.Errorf("route to %v: %w", dst, err)
+		}
+	}
 	fd := h.route[0]
 	if dst.Is6() {
 		fd = h.route[1]
@@ -148,7 +153,7 @@ func (h *KernelHost) Source(dst netip.Addr, via Route) (netip.Addr, error) {
 // disconnect undoes connect(2), by connecting to an address without a family.
 func disconnect(fd int) {
 	sa := unix.RawSockaddr{Family: unix.AF_UNSPEC}
-	unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&sa)), unsafe.Sizeof(sa))
+	_, _, _ = unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&sa)), unsafe.Sizeof(sa))
 }
 
 // CheckLocal implements [Host].

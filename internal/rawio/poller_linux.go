@@ -138,7 +138,7 @@ func (p *Poller) Wait(timeout time.Duration) error {
 // reset may write after this; the next Wait then returns early, which is harmless.
 func (p *Poller) drain() {
 	var b [8]byte
-	unix.Read(int(p.fds[0].Fd), b[:])
+	_, _ = unix.Read(int(p.fds[0].Fd), b[:]) // it is non-blocking, and empty at worst
 }
 
 // Ready reports whether any condition holds for index since the last Wait.
@@ -162,8 +162,8 @@ func (p *Poller) Wake() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !p.closed {
-		one := [8]byte{0: 1} // 1 in little-endian, 2^56 in big-endian: both are below the limit of 2^64-2
-		unix.Write(int(p.fds[0].Fd), one[:])
+		one := [8]byte{0: 1}                        // 1 in little-endian, 2^56 in big-endian: both are below the limit of 2^64-2
+		_, _ = unix.Write(int(p.fds[0].Fd), one[:]) // full only if it wakes already
 	}
 }
 

@@ -6,7 +6,6 @@ package dataplane_test
 import (
 	"context"
 	"fmt"
-	"log"
 	"net/netip"
 	"time"
 
@@ -20,19 +19,19 @@ func ExampleEngine() {
 	for i, name := range []string{"wire0", "wire1"} {
 		c, err := rawio.OpenFrameConn(name, rawio.FrameOptions{Promiscuous: true})
 		if err != nil {
-			log.Fatal(err)
+			panic(err)
 		}
 		ends[i] = c
 	}
 	e, err := dataplane.NewEngine()
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	defer e.Close() // closes the FrameConns too
 	p := dataplane.Params{Delay: 5 * time.Millisecond}
 	w, err := e.AddWire(ends, dataplane.WireConfig{Name: "a-b", Forward: p, Backward: p})
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	go func() {
 		time.Sleep(time.Second)
@@ -43,7 +42,7 @@ func ExampleEngine() {
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 	defer cancel()
 	if err := e.Run(ctx); err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	fmt.Println(w.Counters(dataplane.Forward).Lost, "frames lost")
 }

@@ -282,6 +282,7 @@ func dependence(d Dependence, remote netip.AddrPort) netip.AddrPort {
 		return netip.AddrPort{}
 	case AddressDependent:
 		return netip.AddrPortFrom(remote.Addr(), 0)
+	case AddressAndPortDependent:
 	}
 	return remote
 }
@@ -313,6 +314,7 @@ func (n *nat) allows(now time.Duration, m *mapping, remote netip.AddrPort) bool 
 			}
 		}
 		return false
+	case AddressAndPortDependent:
 	}
 	s := m.sessions[remote]
 	return s != nil && now < s.expires
@@ -471,9 +473,9 @@ func rewriteIP4(ip packet.IPv4, seg []byte, dst bool, to netip.AddrPort) {
 	if dst {
 		old = ip.Dst()
 		portAt = 2
-		ip.SetDst(to.Addr())
+		_ = ip.SetDst(to.Addr()) // fails only for an address of the other version
 	} else {
-		ip.SetSrc(to.Addr())
+		_ = ip.SetSrc(to.Addr())
 	}
 	var sumAt int
 	switch ip.Protocol() {
@@ -557,9 +559,9 @@ func (n *nat) inputError(now time.Duration, p *pkt, fromOutside bool) (handled b
 		rewriteIP4(q, seg, false, m.key.internal)
 		if other != nil {
 			rewriteIP4(q, seg, true, remote)
-			p.ip4().SetSrc(n.addr)
+			_ = p.ip4().SetSrc(n.addr)
 		}
-		p.ip4().SetDst(m.key.internal.Addr())
+		_ = p.ip4().SetDst(m.key.internal.Addr())
 		packet.SetICMPChecksum(p.upper)
 		return true
 	})
@@ -579,7 +581,7 @@ func (n *nat) outputError(now time.Duration, p *pkt) bool {
 		return false
 	}
 	rewriteIP4(q, seg, true, netip.AddrPortFrom(n.addr, m.external))
-	p.ip4().SetSrc(n.addr)
+	_ = p.ip4().SetSrc(n.addr)
 	packet.SetICMPChecksum(p.upper)
 	return true
 }

@@ -102,8 +102,10 @@ func TestRouterPing(t *testing.T) {
 		}
 	}
 	for _, tt := range []struct{ ttl, to, want string }{
-		{"1", "10.2.0.2", "From 10.1.0.1"}, {"2", "10.2.0.2", "From 10.9.0.2"},
-		{"1", "fd02::2", "From fd01::1"}, {"2", "fd02::2", "From fd09::2"},
+		{"1", "10.2.0.2", "From 10.1.0.1"},
+		{"2", "10.2.0.2", "From 10.9.0.2"},
+		{"1", "fd02::2", "From fd01::1"},
+		{"2", "fd02::2", "From fd09::2"},
 	} {
 		if out, _ := a.command(t, "ping", "-n", "-c", "1", "-W", "2", "-t", tt.ttl, tt.to); !strings.Contains(out, tt.want) {
 			t.Errorf("ping -t %s %s: want %q\n%s", tt.ttl, tt.to, tt.want, out)
@@ -111,7 +113,8 @@ func TestRouterPing(t *testing.T) {
 	}
 	// A neighbour that does not exist, a network that does not.
 	for _, tt := range []struct{ to, want string }{
-		{"10.2.0.77", "Destination Host Unreachable"}, {"fd02::77", "Address unreachable"},
+		{"10.2.0.77", "Destination Host Unreachable"},
+		{"fd02::77", "Address unreachable"},
 		{"10.3.0.1", "Time to live exceeded"}, // R1 and R2 have no such network: R2 has no default route
 	} {
 		if tt.to == "10.3.0.1" {

@@ -191,7 +191,8 @@ func lan(t testing.TB, behaviour Behaviour) *bench {
 	b := newBench(t, RouterConfig{
 		Name: "R",
 		Ports: []PortConfig{
-			{Addrs: prefixes("10.1.0.1/24", "fd01::1/64")}, {Addrs: prefixes("10.2.0.1/24", "fd02::1/64"), MTU: 1400},
+			{Addrs: prefixes("10.1.0.1/24", "fd01::1/64")},
+			{Addrs: prefixes("10.2.0.1/24", "fd02::1/64"), MTU: 1400},
 			{Addrs: prefixes("10.3.0.1/24", "fd03::1/64")},
 		},
 		Routes: []Route{

@@ -265,8 +265,19 @@ func TestLineMaxInFlight(t *testing.T) {
 func TestParamsValidate(t *testing.T) {
 	good := []Params{{}, {Loss: 1}, {Delay: time.Hour, Rate: 1e10}}
 	bad := []Params{
-		{Loss: -0.1}, {Loss: 1.1}, {Duplicate: math.NaN()}, {Reorder: 2}, {Corrupt: -1}, {Delay: -1}, {Jitter: -1},
-		{Delay: 2 * time.Hour}, {Rate: -1}, {Rate: math.Inf(1)}, {Rate: math.NaN()}, {QueueBytes: -1}, {MaxInFlight: -1},
+		{Loss: -0.1},
+		{Loss: 1.1},
+		{Duplicate: math.NaN()},
+		{Reorder: 2},
+		{Corrupt: -1},
+		{Delay: -1},
+		{Jitter: -1},
+		{Delay: 2 * time.Hour},
+		{Rate: -1},
+		{Rate: math.Inf(1)},
+		{Rate: math.NaN()},
+		{QueueBytes: -1},
+		{MaxInFlight: -1},
 	}
 	for _, p := range good {
 		if err := p.validate(); err != nil {

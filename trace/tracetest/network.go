@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"sync"
@@ -129,11 +130,7 @@ func (n *Network) Change(f func()) {
 func (n *Network) Sent() map[uint8]int {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	sent := make(map[uint8]int, len(n.sent))
-	for ttl, c := range n.sent {
-		sent[ttl] = c
-	}
-	return sent
+	return maps.Clone(n.sent)
 }
 
 // MaxInFlight gives the largest number of probes that were under way at the same time.
