@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"syscall"
 	"time"
 
@@ -39,7 +40,6 @@ type engine struct {
 	wall     int64 // at the same moment
 	hold     int64 // mono; no sending before it, after the system refused for want of buffers
 	backoff  int64
-	closing  bool
 	cursor   uint32 // sequence numbers handed out
 	ids      uint32 // ICMP identifiers in use: firstID and those after it
 	firstID  uint16
@@ -192,8 +192,8 @@ func (e *engine) transmit() bool {
 	}
 	// The system is out of room. Everything else goes on; these wait a little
 	// longer each time. Up to 10 ms, since a full queue of a slow link drains in such times.
-	for k := len(e.later) - 1; k >= 0; k-- {
-		e.slots.pushFront(&e.queue, e.later[k], byTime)
+	for _, i := range slices.Backward(e.later) {
+		e.slots.pushFront(&e.queue, i, byTime)
 	}
 	e.counters.Retried += uint64(len(e.later))
 	done := n - len(e.later)
@@ -328,8 +328,7 @@ func (e *engine) timeoutQueued(i uint32) {
 // answer of the local system become a status.
 func (e *engine) fail(i uint32, err error) {
 	r := Result{Status: Failed, Err: err}
-	var errno syscall.Errno
-	if errors.As(err, &errno) {
+	if errno, ok := errors.AsType[syscall.Errno](err); ok {
 		switch errno {
 		case syscall.ENETUNREACH:
 			r = Result{Status: NetUnreachable}

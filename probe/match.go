@@ -24,7 +24,7 @@ func (e *engine) icmp(version int, in *arrival) {
 		e.counters.Malformed++
 		return
 	}
-	reply := uint8(packet.ICMPv4EchoReply)
+	reply := packet.ICMPv4EchoReply
 	if version == 6 {
 		reply = packet.ICMPv6EchoReply
 	}
@@ -108,7 +108,7 @@ func (e *engine) findQuoted(q *packet.Quote) uint32 {
 	}
 	switch q.Protocol {
 	case packet.ProtocolICMP, packet.ProtocolICMPv6:
-		echo := uint8(packet.ICMPv4Echo)
+		echo := packet.ICMPv4Echo
 		if id.v6 {
 			echo = packet.ICMPv6Echo
 		}
