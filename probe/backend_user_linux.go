@@ -314,6 +314,9 @@ func (b *user) transmitTCP(i uint32) error {
 		if !local.IsValid() {
 			local = s.src
 		}
+		if local.IsLinkLocalUnicast() {
+			local = local.WithZone(s.to().Zone())
+		}
 		e.clock()
 		mono, wall := e.now, e.wall
 		fd, err := b.connect.Start(rawio.Connect{
