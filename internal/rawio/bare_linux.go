@@ -14,29 +14,45 @@ import (
 )
 
 // BareEcho is the yardstick that the probe engine is measured with: the least that a program
-// can do to send ICMP echo requests over IPv4 and take in the answers, with
+// can do to send ICMP echo requests and take in the answers, with
 // sendmmsg(2) and recvmmsg(2) in turn on one raw socket, in one thread. It looks at nothing, matches
 // nothing and stamps nothing. It returns the number of answers and the time spent.
 func BareEcho(target netip.Addr, d time.Duration) (answers int, elapsed time.Duration, err error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMP)
+	family, proto := unix.AF_INET, unix.IPPROTO_ICMP
+	if target.Is6() {
+		family, proto = unix.AF_INET6, unix.IPPROTO_ICMPV6
+	}
+	fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC, proto)
 	if err != nil {
 		return 0, 0, fmt.Errorf("open raw ICMP socket: %w", err)
 	}
 	defer unix.Close(fd)
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20) // or what there is
-	// Type 0 (echo reply) only: bit set means blocked.
-	if err := unix.SetsockoptInt(fd, unix.SOL_RAW, 1 /* ICMP_FILTER */, ^1); err != nil {
-		return 0, 0, fmt.Errorf("filter ICMP: %w", err)
+	// Echo replies only.
+	filter := FilterICMP4(0, 0)
+	if target.Is6() {
+		filter = FilterICMP6(0, 0)
 	}
-	name := unix.RawSockaddrInet4{Family: unix.AF_INET, Addr: target.As4()}
+	if err := AttachFilter(fd, filter); err != nil {
+		return 0, 0, err
+	}
+	var name unix.RawSockaddrInet6
+	nameLen, err := setName(&name, netip.AddrPortFrom(target, 0))
+	if err != nil {
+		return 0, 0, err
+	}
 	var tx, rx vector
 	var packets [BatchSize][44]byte // 64 bytes with the IP header, as a default probe
 	var buffers [BatchSize][512]byte
 	for i := range packets {
+		size := len(packets[i])
 		packets[i][0] = 8
+		if target.Is6() {
+			packets[i][0], size = 128, 24
+		}
 		tx.iovs[i] = unix.Iovec{Base: &packets[i][0]}
-		tx.iovs[i].SetLen(len(packets[i]))
-		tx.hdrs[i].hdr = unix.Msghdr{Name: (*byte)(unsafe.Pointer(&name)), Namelen: unix.SizeofSockaddrInet4, Iov: &tx.iovs[i]}
+		tx.iovs[i].SetLen(size)
+		tx.hdrs[i].hdr = unix.Msghdr{Name: (*byte)(unsafe.Pointer(&name)), Namelen: nameLen, Iov: &tx.iovs[i]}
 		tx.hdrs[i].hdr.SetIovlen(1)
 		rx.iovs[i] = unix.Iovec{Base: &buffers[i][0]}
 		rx.iovs[i].SetLen(len(buffers[i]))
@@ -48,7 +64,7 @@ func BareEcho(target netip.Addr, d time.Duration) (answers int, elapsed time.Dur
 		for i := range packets {
 			p := packets[i][:]
 			binary.BigEndian.PutUint16(p[6:], seq)
-			// Only type and sequence number are not zero.
+			// Only type and sequence number are not zero. Over IPv6 the kernel writes the checksum.
 			binary.BigEndian.PutUint16(p[2:], ^uint16((0x800+uint32(seq))>>16+(0x800+uint32(seq))&0xffff))
 			seq++
 		}
