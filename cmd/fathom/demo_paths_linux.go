@@ -31,6 +31,8 @@ const (
 	lossProbes  = 600
 	lossDevs    = 4.5 // standard deviations: wrong once in 150,000 runs
 	delayProbes = 20
+	// demoConfidence is more than a user would pay for: the demo must not miss a way by chance.
+	demoConfidence = 0.99999
 )
 
 // pathsDemo is the chapter's lab with a prober on alice.
@@ -288,7 +290,7 @@ func (p *pathsDemo) checkPath(path *trace.Path, version int) {
 
 func (p *pathsDemo) multipath(ctx context.Context) error {
 	p.heading("fathom trace --multipath bob")
-	g, err := trace.Multipath(ctx, p.prober, probe.Request{Target: p.lab.Host("bob").Addr(), Protocol: probe.UDP}, trace.MultipathOptions{Timeout: time.Second})
+	g, err := trace.Multipath(ctx, p.prober, probe.Request{Target: p.lab.Host("bob").Addr(), Protocol: probe.UDP}, trace.MultipathOptions{Timeout: time.Second, Confidence: demoConfidence})
 	if err != nil {
 		return err
 	}
@@ -313,7 +315,7 @@ func (p *pathsDemo) multipath(ctx context.Context) error {
 		}
 		p.check(fmt.Sprintf("hop %d", i+1), addrsText(got), addrsText(want), sameAddrs(got, want))
 	}
-	p.say("  %d probes in %d flows; confidence %.1f %%", g.Probes, g.Flows, 100*g.Confidence)
+	p.say("  %d probes in %d flows; confidence %.4f %%", g.Probes, g.Flows, 100*g.Confidence)
 	return nil
 }
 

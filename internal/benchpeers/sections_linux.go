@@ -154,6 +154,13 @@ func (b *bench) protocols(ctx context.Context) error {
 	}
 	rates := map[string][]float64{}
 	for range b.rounds {
+		for name, target := range map[string]string{"bare4": t4, "bare6": t6} {
+			o, err := b.on(ctx, "a", "bare", "-target", target, "-seconds", dur)
+			if err != nil {
+				return err
+			}
+			rates[name] = append(rates[name], o.rate())
+		}
 		for _, c := range cases {
 			o, err := b.on(ctx, "a", "closed", "-target", c.target, "-protocol", c.protocol, "-window", c.window, "-seconds", dur)
 			if err != nil {
@@ -169,6 +176,8 @@ func (b *bench) protocols(ctx context.Context) error {
 	b.judge("protocols", "UDP / ICMP", fmt.Sprintf("%.2f", r), "≥ 0.90", r >= 0.9)
 	m := median(rates["tcp4"])
 	b.judge("protocols", "TCP, 64 in flight", fmt.Sprintf("%.0f/s", m), "≥ 75,000/s", m >= 75000)
+	b.add("protocols", "bare ICMP loop: IPv6 / IPv4 (the kernel's share)", fmt.Sprintf("%.2f", ratios(rates["bare6"], rates["bare4"])))
+	b.add("protocols", "fathom / bare loop, ICMP over IPv6", fmt.Sprintf("%.2f", ratios(rates["icmp6"], rates["bare6"])))
 	for _, p := range []string{"icmp", "udp", "tcp"} {
 		r := ratios(rates[p+"6"], rates[p+"4"])
 		b.judge("protocols", p+": IPv6 / IPv4", fmt.Sprintf("%.2f", r), "≥ 0.85", r >= 0.85)
