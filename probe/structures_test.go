@@ -293,3 +293,42 @@ func TestHashes(t *testing.T) {
 		t.Error("the hash of an echo depends on the address")
 	}
 }
+
+// TestCollisions: two identities with one hash are still two.
+func TestCollisions(t *testing.T) {
+	e, _ := fuzzEngine(t, func(Result) {})
+	for i := uint32(1); i <= uint32(len(fuzzProbes())); i++ {
+		s := e.slots.at(i)
+		id := identity{proto: s.req.Protocol, v6: s.dst.Is6(), a: s.a, b: s.b, token: s.token, dst: s.dst}
+		if got := e.lookup(s.hash[byIdentity], id); got != i {
+			t.Fatalf("probe %d: found %d", i, got)
+		}
+		others := map[string]identity{}
+		for _, field := range []string{"a", "b", "token", "version", "protocol", "dst"} {
+			o := id
+			switch field {
+			case "a":
+				o.a++
+			case "b":
+				o.b++
+			case "token":
+				o.token++
+			case "version":
+				o.v6 = !o.v6
+			case "protocol":
+				o.proto = (o.proto + 1) % 4
+			case "dst":
+				if o.proto == ICMP {
+					continue // an echo reply may come from anywhere
+				}
+				o.dst = o.dst.Next()
+			}
+			others[field] = o
+		}
+		for field, o := range others {
+			if got := e.lookup(s.hash[byIdentity], o); got != 0 {
+				t.Errorf("probe %d: another %s found %d", i, field, got)
+			}
+		}
+	}
+}
