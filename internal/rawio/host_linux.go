@@ -6,7 +6,6 @@ package rawio
 import (
 	"fmt"
 	"net/netip"
-	"os"
 	"runtime"
 	"time"
 	"unsafe"
@@ -22,7 +21,7 @@ type KernelHost struct {
 	// route is an unbound UDP socket per version: connecting it asks the routing
 	// table and sends nothing.
 	route [2]int
-	// namespace is the caller's of NewHost where that is not the process's, else -1.
+	// namespace is a descriptor of the network namespace of NewHost's caller until Adopt, then -1.
 	namespace int
 }
 
@@ -35,7 +34,11 @@ func NewHost() (*KernelHost, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &KernelHost{poller: p, open: make(map[*socket]struct{}), route: [2]int{-1, -1}, namespace: foreignNamespace()}
+	h := &KernelHost{poller: p, open: make(map[*socket]struct{}), route: [2]int{-1, -1}, namespace: -1}
+	// Without /proc there is nothing to be done about it.
+	if fd, err := unix.Open(threadNamespace, unix.O_RDONLY|unix.O_CLOEXEC, 0); err == nil {
+		h.namespace = fd
+	}
 	for i, family := range [...]int{unix.AF_INET, unix.AF_INET6} {
 		// Not fatal: a system may be without one of the versions.
 		if fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err == nil {
@@ -46,30 +49,35 @@ func NewHost() (*KernelHost, error) {
 	return h, nil
 }
 
-// foreignNamespace is a descriptor of the calling thread's network namespace, -1 if it is the process's.
-func foreignNamespace() int {
-	const ours = "/proc/thread-self/ns/net"
-	thread, err := os.Readlink(ours)
-	if err != nil {
-		return -1
-	}
-	if process, err := os.Readlink("/proc/self/ns/net"); err != nil || process == thread {
-		return -1
-	}
-	fd, err := unix.Open(ours, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1
-	}
-	return fd
-}
+// threadNamespace is the network namespace of the calling thread. That of the process would be
+// its first thread's, which the runtime may have lent to a goroutine that went elsewhere.
+const threadNamespace = "/proc/thread-self/ns/net"
 
 // Adopt puts the calling goroutine into the network namespace that NewHost was called in, for the sockets and
-// look-ups to come. Where that is not the process's own, as in a lab, the goroutine keeps its thread, which ends with it.
+// look-ups to come. Where it is not there already, as in a lab, it keeps its thread, which ends with it.
 func (h *KernelHost) Adopt() error {
 	if h.namespace < 0 {
 		return nil
 	}
+	defer func() {
+		unix.Close(h.namespace)
+		h.namespace = -1
+	}()
 	runtime.LockOSThread()
+	var here, there unix.Stat_t
+	if err := unix.Stat(threadNamespace, &here); err != nil {
+		runtime.UnlockOSThread()
+		return fmt.Errorf("look at network namespace: %w", err)
+	}
+	if err := unix.Fstat(h.namespace, &there); err != nil {
+		runtime.UnlockOSThread()
+		return fmt.Errorf("look at network namespace: %w", err)
+	}
+	if here.Dev == there.Dev && here.Ino == there.Ino {
+		// Threads that goroutines are free to move between are all in one namespace.
+		runtime.UnlockOSThread()
+		return nil
+	}
 	if err := unix.Setns(h.namespace, unix.CLONE_NEWNET); err != nil {
 		runtime.UnlockOSThread()
 		return fmt.Errorf("enter network namespace: %w", err)
