@@ -132,3 +132,19 @@ func probeHint(err error) error {
 	}
 	return err
 }
+
+// fit makes the version that of the address to send from, if there is one, and refuses a contradiction.
+func (v *ipVersion) fit(local netip.Addr) error {
+	switch {
+	case !local.IsValid():
+	case v.only4 && !local.Is4():
+		return usagef("--local-address %s is not an IPv4 address", local)
+	case v.only6 && !local.Is6():
+		return usagef("--local-address %s is not an IPv6 address", local)
+	case local.Is4():
+		v.only4 = true
+	default:
+		v.only6 = true
+	}
+	return nil
+}

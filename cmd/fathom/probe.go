@@ -112,19 +112,7 @@ func (o *probeOptions) check() error {
 	case !(o.rate >= 0 && o.rate <= 1e9):
 		return usagef("--rate %g: want 0 to 1000000000", o.rate)
 	}
-	if local := o.request.LocalAddr; local.IsValid() {
-		switch {
-		case o.version.only4 && !local.Is4():
-			return usagef("--local-address %s is not an IPv4 address", local)
-		case o.version.only6 && !local.Is6():
-			return usagef("--local-address %s is not an IPv6 address", local)
-		case local.Is4():
-			o.version.only4 = true
-		default:
-			o.version.only6 = true
-		}
-	}
-	return nil
+	return o.version.fit(o.request.LocalAddr)
 }
 
 func (a *app) runProbe(cmd *cobra.Command, o *probeOptions, args []string) error {

@@ -28,26 +28,15 @@ type probeJSON struct {
 }
 
 type probeRecord struct {
-	Type        string        `json:"type"`
-	Target      string        `json:"target"`
-	Address     netip.Addr    `json:"address"`
-	Protocol    string        `json:"protocol"`
-	Sequence    uint64        `json:"sequence"`
-	Status      string        `json:"status"`
-	TTL         uint8         `json:"ttl"`
-	Flow        uint16        `json:"flow,omitempty"`
-	SentAt      *time.Time    `json:"sent_at,omitempty"`
-	Responder   *netip.Addr   `json:"responder,omitempty"`
-	RTT         *int64        `json:"rtt_ns,omitempty"`
-	KernelTimed *bool         `json:"kernel_timed,omitempty"`
-	ReplyTTL    uint8         `json:"reply_ttl,omitempty"`
-	ICMPType    *uint8        `json:"icmp_type,omitempty"`
-	ICMPCode    *uint8        `json:"icmp_code,omitempty"`
-	QuotedTTL   uint8         `json:"quoted_ttl,omitempty"`
-	QuotedTOS   *uint8        `json:"quoted_tos,omitempty"`
-	MTU         uint32        `json:"mtu,omitempty"`
-	MPLS        []labelRecord `json:"mpls,omitempty"`
-	Error       string        `json:"error,omitempty"`
+	Type     string     `json:"type"`
+	Target   string     `json:"target"`
+	Address  netip.Addr `json:"address"`
+	Protocol string     `json:"protocol"`
+	Sequence uint64     `json:"sequence"`
+	TTL      uint8      `json:"ttl"`
+	Flow     uint16     `json:"flow,omitempty"`
+	replyRecord
+	Error string `json:"error,omitempty"`
 }
 
 type labelRecord struct {
@@ -103,22 +92,7 @@ func (p *probeJSON) result(t *probeTarget, sequence uint64, r *probe.Result) {
 	}
 	record := probeRecord{
 		Type: "probe", Target: t.name, Address: t.addr, Protocol: p.protocol.String(), Sequence: sequence,
-		Status: r.Status.String(), TTL: r.TTL, Flow: r.Flow, ReplyTTL: r.ReplyTTL, QuotedTTL: r.QuotedTTL,
-		MTU: r.MTU, MPLS: labelRecords(r.MPLS),
-	}
-	if !r.Sent.IsZero() {
-		record.SentAt = new(r.Sent.UTC())
-	}
-	if r.Answered() {
-		record.Responder = &r.Responder
-		record.RTT = new(r.RTT.Nanoseconds())
-		record.KernelTimed = &r.KernelTimed
-	}
-	if r.HasICMP {
-		record.ICMPType, record.ICMPCode = &r.ICMPType, &r.ICMPCode
-	}
-	if r.QuotedTTL != 0 {
-		record.QuotedTOS = &r.QuotedTOS
+		TTL: r.TTL, Flow: r.Flow, replyRecord: newReplyRecord(r),
 	}
 	if r.Err != nil {
 		record.Error = r.Err.Error()

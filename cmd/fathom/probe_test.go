@@ -93,10 +93,10 @@ func TestProbeJSON(t *testing.T) {
 			t.Errorf("exit code %d, want %d: one name does not resolve", code, exitFailed)
 		}
 		want := `{"type":"summary","target":"no.example","protocol":"icmp","sent":0,"received":0,"outcomes":{},"error":"resolve no.example: no such host"}
-{"type":"probe","target":"router.example","address":"10.0.0.1","protocol":"icmp","sequence":1,"status":"reply","ttl":255,"sent_at":"2000-01-01T00:00:00Z","responder":"10.0.0.1","rtt_ns":1500000,"kernel_timed":true,"reply_ttl":64,"icmp_type":0,"icmp_code":0}
-{"type":"probe","target":"router.example","address":"10.0.0.1","protocol":"icmp","sequence":3,"status":"time-exceeded","ttl":255,"sent_at":"2000-01-01T00:00:01Z","responder":"10.0.0.254","rtt_ns":2500000,"kernel_timed":false,"reply_ttl":255,"icmp_type":11,"icmp_code":0,"quoted_ttl":1,"quoted_tos":0,"mpls":[{"label":16001,"traffic_class":5,"bottom":true,"ttl":1}]}
-{"type":"probe","target":"router.example","address":"10.0.0.1","protocol":"icmp","sequence":4,"status":"reply","ttl":255,"sent_at":"2000-01-01T00:00:01.5Z","responder":"10.0.0.1","rtt_ns":1500000,"kernel_timed":true,"reply_ttl":64,"icmp_type":0,"icmp_code":0}
-{"type":"probe","target":"router.example","address":"10.0.0.1","protocol":"icmp","sequence":2,"status":"no-reply","ttl":255,"sent_at":"2000-01-01T00:00:00.5Z"}
+{"type":"probe","target":"router.example","address":"10.0.0.1","protocol":"icmp","sequence":1,"ttl":255,"status":"reply","sent_at":"2000-01-01T00:00:00Z","responder":"10.0.0.1","rtt_ns":1500000,"kernel_timed":true,"reply_ttl":64,"icmp_type":0,"icmp_code":0}
+{"type":"probe","target":"router.example","address":"10.0.0.1","protocol":"icmp","sequence":3,"ttl":255,"status":"time-exceeded","sent_at":"2000-01-01T00:00:01Z","responder":"10.0.0.254","rtt_ns":2500000,"kernel_timed":false,"reply_ttl":255,"icmp_type":11,"icmp_code":0,"quoted_ttl":1,"quoted_tos":0,"mpls":[{"label":16001,"traffic_class":5,"bottom":true,"ttl":1}]}
+{"type":"probe","target":"router.example","address":"10.0.0.1","protocol":"icmp","sequence":4,"ttl":255,"status":"reply","sent_at":"2000-01-01T00:00:01.5Z","responder":"10.0.0.1","rtt_ns":1500000,"kernel_timed":true,"reply_ttl":64,"icmp_type":0,"icmp_code":0}
+{"type":"probe","target":"router.example","address":"10.0.0.1","protocol":"icmp","sequence":2,"ttl":255,"status":"no-reply","sent_at":"2000-01-01T00:00:00.5Z"}
 {"type":"summary","target":"router.example","address":"10.0.0.1","protocol":"icmp","sent":4,"received":2,"loss_percent":50,"outcomes":{"no-reply":1,"reply":2,"time-exceeded":1},"min_ns":1500000,"avg_ns":1500000,"median_ns":1500000,"p95_ns":1500000,"p99_ns":1500000,"max_ns":1500000,"stddev_ns":0,"jitter_ns":0}
 `
 		// The two names resolve at the same time: the order of the first two lines may vary.

@@ -141,19 +141,7 @@ func (o *traceOptions) check() error {
 			return usagef("--graph %s: want a name that ends in .svg, .dot or .mmd", o.graph)
 		}
 	}
-	if local := o.request.LocalAddr; local.IsValid() {
-		switch {
-		case o.version.only4 && !local.Is4():
-			return usagef("--local-address %s is not an IPv4 address", local)
-		case o.version.only6 && !local.Is6():
-			return usagef("--local-address %s is not an IPv6 address", local)
-		case local.Is4():
-			o.version.only4 = true
-		default:
-			o.version.only6 = true
-		}
-	}
-	return nil
+	return o.version.fit(o.request.LocalAddr)
 }
 
 // sources opens what is to be told about addresses.
