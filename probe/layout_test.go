@@ -171,8 +171,10 @@ func TestFlowLast(t *testing.T) {
 			net := &internet{}
 			p, _ := open(t, net.carry, Options{FirstSequence: 65535})
 			for _, req := range []Request{
-				{Protocol: ICMP, Flow: MaxFlow}, {Protocol: ICMP, Flow: 1},
-				{Protocol: UDP, LocalPort: 2000, Port: 53}, {Protocol: UDP, Flow: MaxFlow},
+				{Protocol: ICMP, Flow: MaxFlow},
+				{Protocol: ICMP, Flow: 1},
+				{Protocol: UDP, LocalPort: 2000, Port: 53},
+				{Protocol: UDP, Flow: MaxFlow},
 			} {
 				req.Target = target[v]
 				r, err := p.Probe(t.Context(), req)
