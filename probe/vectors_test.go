@@ -99,7 +99,7 @@ func parseArguments(words []string) (r Request, err error) {
 func unhex(t *testing.T, text string) []byte {
 	t.Helper()
 	var out []byte
-	for _, word := range strings.Fields(text) {
+	for word := range strings.FieldsSeq(text) {
 		digits, times, repeated := strings.Cut(word, "x")
 		b, err := hex.DecodeString(digits)
 		if err != nil {

@@ -26,7 +26,7 @@ const (
 	DefaultMeshFlows        = 4
 	DefaultMaxProbes        = 20000
 
-	maxFlow = math.MaxUint16
+	maxFlow = probe.MaxFlow
 	// retryPause is the time before the first retry; it doubles each time. Retries are
 	// for loss, and for routers that limit their answers.
 	retryPause = 100 * time.Millisecond

@@ -225,6 +225,7 @@ func (c *conn) arriveLocked(d *datagram, now int64) {
 	}
 	m := rawio.Message{Time: now}
 	switch c.spec.Kind {
+	case rawio.RawHeader: // receives nothing
 	case rawio.Raw:
 		if d.proto != c.spec.Protocol {
 			return
