@@ -27,6 +27,8 @@ type raw struct {
 	routes  routeCache
 	missing []string
 
+	idle int // waits since the last arrival
+
 	stampTime  int64 // mono, up to which the allowance was counted
 	stampsLeft int64
 }
@@ -406,7 +408,37 @@ func (b *raw) receive(waited bool) bool {
 			}
 		}
 	}
+	switch {
+	case any:
+		b.idle = 0
+	case waited:
+		if b.idle++; b.idle%sweepAfter == 0 {
+			b.sweep()
+		}
+	}
 	return any
+}
+
+// A raw socket takes in what arrives before its first filter is in place. On a socket that is not used yet,
+// such a packet would end every wait. To look for them after each wait would cost a system call per
+// socket, so that is done when so many waits in a row brought nothing.
+const sweepAfter = 16
+
+// sweep empties the sockets that are not used yet.
+func (b *raw) sweep() {
+	for v := range b.rx {
+		for p := range b.rx[v] {
+			rx := &b.rx[v][p]
+			if rx.conn == nil || rx.used {
+				continue
+			}
+			for {
+				if n, err := rx.conn.Receive(b.in[:]); err != nil || n == 0 {
+					break
+				}
+			}
+		}
+	}
 }
 
 // packet4 handles what a raw IPv4 socket delivered: a packet with its header.

@@ -1,0 +1,93 @@
+// Copyright The Fathom Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package probe
+
+import (
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/seed5728abee/fathom/lab"
+)
+
+// cpuWhile is the processor time that the whole process takes in d.
+func cpuWhile(t testing.TB, d time.Duration) time.Duration {
+	t.Helper()
+	used := func() time.Duration {
+		var u unix.Rusage
+		if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+			t.Fatal(err)
+		}
+		return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	}
+	before := used()
+	time.Sleep(d)
+	return used() - before
+}
+
+// TestIdleAfterBusyStart opens probers while packets of every kind rush past: a raw socket takes in
+// what arrives before its filter is in place, and must not keep the engine awake with it for ever.
+func TestIdleAfterBusyStart(t *testing.T) {
+	h := path(t).Host("a")
+	var stop atomic.Bool
+	var floods sync.WaitGroup
+	for _, to := range []string{"127.0.0.1:9", "[::1]:9"} {
+		var c net.Conn
+		if err := h.Do(func() (err error) {
+			c, err = net.Dial("udp", to)
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		floods.Go(func() {
+			for !stop.Load() {
+				_, _ = c.Write([]byte{1}) // refused: that's the flood of ICMP
+			}
+		})
+	}
+	for range 50 {
+		openAt(t, h, Options{Mode: Privileged})
+	}
+	stop.Store(true)
+	floods.Wait()
+	time.Sleep(100 * time.Millisecond)
+	if used := cpuWhile(t, time.Second); used > 200*time.Millisecond {
+		t.Errorf("probers with nothing to do took %v of a second", used)
+	}
+}
+
+// TestIdleAfterErrors: errors about a burst of probes, whether they were waited for or not, leave an
+// unprivileged prober asleep.
+func TestIdleAfterErrors(t *testing.T) {
+	both(t, func(t *testing.T, _ *lab.Lab, p *Prober) {
+		for _, to := range []string{"192.0.2.77", "10.0.1.2"} {
+			for k := range 4000 {
+				req := Request{Target: netip.MustParseAddr(to), Protocol: protocols[k%3], Port: 9, TTL: uint8(1 + k/3%3), Timeout: 200 * time.Millisecond}
+				if k%2 == 0 {
+					req.Timeout = -1 // the error comes when nobody waits any more
+				}
+				if k%4 == 1 {
+					req.LocalPort = uint16(5000 + k%64)
+				}
+				if _, err := p.Start(req, func(Result) {}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			time.Sleep(500 * time.Millisecond)
+		}
+		if n := p.InFlight(); n != 0 {
+			t.Errorf("%d in flight", n)
+		}
+		if used := cpuWhile(t, time.Second); used > 50*time.Millisecond {
+			t.Errorf("an idle prober took %v of a second", used)
+		}
+		t.Logf("%+v", p.Counters())
+	})
+}
