@@ -233,11 +233,7 @@ func (b *raw) prepare(i uint32) error {
 func (b *raw) transmit(batch []uint32) {
 	for _, i := range batch {
 		if err := b.prepare(i); err != nil {
-			if transient(err) {
-				b.e.putOff(i)
-			} else {
-				b.e.fail(i, err)
-			}
+			b.e.refused(i, err)
 		}
 	}
 	for v := range b.senders {
@@ -294,7 +290,7 @@ func (b *raw) flush(tx *rawSender) {
 			b.sendLong(i)
 			from++
 		default:
-			e.fail(i, fmt.Errorf("send to %v: %w", e.slots.at(i).dst, err))
+			e.refused(i, fmt.Errorf("send to %v: %w", e.slots.at(i).dst, err))
 			from++
 		}
 	}
@@ -325,11 +321,7 @@ func (b *raw) sendLong(i uint32) {
 	e.clock()
 	mono, wall := e.now, e.wall
 	if _, err := b.rx[ipVersion(s.dst)][s.req.Protocol].conn.Send(msg); err != nil {
-		if transient(err) {
-			e.putOff(i)
-			return
-		}
-		e.fail(i, fmt.Errorf("send %d bytes to %v: %w", s.req.Size, s.dst, err))
+		e.refused(i, fmt.Errorf("send %d bytes to %v: %w", s.req.Size, s.dst, err))
 		return
 	}
 	e.sent(i, mono, wall)

@@ -142,11 +142,7 @@ func (b *user) close() {
 func (b *user) transmit(batch []uint32) {
 	for _, i := range batch {
 		if err := b.transmitOne(i); err != nil {
-			if transient(err) {
-				b.e.putOff(i)
-			} else {
-				b.e.fail(i, err)
-			}
+			b.e.refused(i, err)
 		}
 	}
 }
@@ -279,7 +275,7 @@ func (b *user) udpSocket(v int, port uint16) (*userSocket, error) {
 			}
 		}
 		if len(b.udp[v]) >= maxUserSockets {
-			return nil, syscall.EMFILE // until some probe ends
+			return nil, errBusy
 		}
 	}
 	sock, err := b.open(v, udpDatagram, port)
@@ -306,7 +302,7 @@ func (b *user) transmitTCP(i uint32) error {
 		}
 		if !e.identify(i, id, false) {
 			if s.req.Flow != 0 {
-				return syscall.EAGAIN // a flow has one connection at a time
+				return errBusy // a flow has one connection at a time
 			}
 			continue
 		}
@@ -333,7 +329,7 @@ func (b *user) transmitTCP(i uint32) error {
 			return err
 		}
 		if s.req.Flow != 0 {
-			return syscall.EAGAIN
+			return errBusy
 		}
 	}
 	return syscall.EADDRINUSE
@@ -344,12 +340,15 @@ func (b *user) forget(i uint32) {
 	switch s.req.Protocol {
 	case UDP:
 		if sock := b.udp[ipVersion(s.dst)][s.a]; sock != nil {
-			sock.flying--
+			if sock.flying--; sock.flying == 0 {
+				b.e.retryNow() // the socket may be given up for another
+			}
 		}
 	case TCP:
 		if s.fd != 0 {
 			b.connect.Stop(int(s.fd))
 			s.fd = 0
+			b.e.retryNow()
 		}
 	case ICMP, SCTP:
 	}

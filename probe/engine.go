@@ -31,6 +31,7 @@ type engine struct {
 	flows   index
 	wheel   wheel
 	queue   uint32 // submitted and taken, not sent: byTime
+	waiting uint32 // for something of their own: in a list by the link byIdentity, since they have none, and in the wheel
 	freed   uint32 // done, to be given back in take: byTime
 	cancels []Handle
 
@@ -40,6 +41,7 @@ type engine struct {
 	wall     int64 // at the same moment
 	hold     int64 // mono; no sending before it, after the system refused for want of buffers
 	backoff  int64
+	retry    int64  // mono; when the waiting are tried again
 	cursor   uint32 // sequence numbers handed out
 	ids      uint32 // ICMP identifiers in use: firstID and those after it
 	firstID  uint16
@@ -56,7 +58,7 @@ type engine struct {
 type backend interface {
 	features() Features
 	// transmit sends the probes of these slots, in order. For each it calls
-	// engine.sent, engine.fail, or, if the system has no room now, engine.putOff.
+	// engine.sent, engine.fail, or engine.refused.
 	transmit(batch []uint32)
 	// receive takes in what has arrived. After a wait, everything that was
 	// waited for must be read, or the next wait ends at once. It tells whether there was anything.
@@ -108,6 +110,11 @@ func (e *engine) untilNext() time.Duration {
 			d = h
 		}
 	}
+	if e.waiting != 0 {
+		if r := time.Duration(max(0, e.retry-e.now)); d < 0 || r < d {
+			d = r
+		}
+	}
 	return min(d, maxWait)
 }
 
@@ -153,7 +160,7 @@ func (e *engine) shutdown() {
 	}
 	for c := range e.slots.chunks {
 		for j := range e.slots.chunks[c] {
-			if e.slots.chunks[c][j].state == slotFlying {
+			if s := e.slots.chunks[c][j].state; s == slotFlying || s == slotWaiting {
 				e.fail(uint32(c*chunkSize+j), ErrClosed)
 			}
 		}
@@ -165,6 +172,15 @@ func (e *engine) shutdown() {
 
 // transmit sends at most a batch of what is queued.
 func (e *engine) transmit() bool {
+	if e.waiting != 0 && e.retry <= e.now {
+		for n := 0; n < len(e.batch) && e.waiting != 0; n++ {
+			i := e.waiting
+			e.wheel.remove(i)
+			e.endWait(i)
+			e.slots.push(&e.queue, i, byTime)
+		}
+		e.retry = e.now + retryPause
+	}
 	if e.queue == 0 || e.hold > e.now {
 		return false
 	}
@@ -177,7 +193,7 @@ func (e *engine) transmit() bool {
 		}
 		s := e.slots.at(i)
 		if s.deadline == 0 {
-			s.deadline = e.now + max(0, int64(s.req.Timeout))
+			e.startTime(s)
 		} else if s.deadline <= e.now { // it has been put off until too late
 			e.timeoutQueued(i)
 			continue
@@ -196,6 +212,10 @@ func (e *engine) transmit() bool {
 		e.slots.pushFront(&e.queue, i, byTime)
 	}
 	e.counters.Retried += uint64(len(e.later))
+	// Time runs for all that are held up, not only for those that were tried.
+	for i := e.slots.at(e.queue).links[byTime].prev; e.slots.at(i).deadline == 0; i = e.slots.at(i).links[byTime].prev {
+		e.startTime(e.slots.at(i))
+	}
 	done := n - len(e.later)
 	e.later = e.later[:0]
 	e.clock()
@@ -203,6 +223,45 @@ func (e *engine) transmit() bool {
 	e.hold = e.now + e.backoff
 	return done > 0
 }
+
+// startTime bounds the tries to send s.
+func (e *engine) startTime(s *slot) { s.deadline = max(1, e.now+max(0, int64(s.req.Timeout))) }
+
+// refused deals with an error of the try to send slot i.
+func (e *engine) refused(i uint32, err error) {
+	switch {
+	case errors.Is(err, errBusy), errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+		e.wait(i)
+	case transient(err):
+		e.putOff(i)
+	default:
+		e.fail(i, err)
+	}
+}
+
+// errBusy tells that a probe needs something that another one has, such as the one connection of a flow.
+var errBusy = errors.New("waits for another probe to end")
+
+// retryPause is when waiting probes are tried again if no probe ends before.
+const retryPause = int64(5 * time.Millisecond)
+
+// wait keeps slot i until what it needs may be free. No other probe is held up.
+func (e *engine) wait(i uint32) {
+	e.unidentify(i)
+	e.slots.at(i).state = slotWaiting
+	e.slots.push(&e.waiting, i, byIdentity)
+	e.wheel.add(i)
+	e.counters.Retried++
+}
+
+// endWait undoes wait but for the wheel.
+func (e *engine) endWait(i uint32) {
+	e.slots.remove(&e.waiting, i, byIdentity)
+	e.slots.at(i).state = slotQueued
+}
+
+// retryNow makes the waiting be tried at once.
+func (e *engine) retryNow() { e.retry = 0 }
 
 // putOff keeps slot i for another try, since the system has no room now.
 func (e *engine) putOff(i uint32) {
@@ -313,9 +372,12 @@ func (e *engine) answer(i uint32, r *Result, stamp int64) {
 
 // timeout ends a probe that nothing came back for. The wheel has let go of it.
 func (e *engine) timeout(i uint32) {
-	s := e.slots.at(i)
-	s.state = slotQueued // not in the wheel any more
-	e.back.forget(i)
+	if s := e.slots.at(i); s.state == slotWaiting {
+		e.endWait(i)
+	} else {
+		s.state = slotQueued // not in the wheel any more
+		e.back.forget(i)
+	}
 	e.timeoutQueued(i)
 }
 
@@ -360,6 +422,9 @@ func (e *engine) finish(i uint32, r *Result) {
 	case s.state == slotFlying:
 		e.wheel.remove(i)
 		e.back.forget(i)
+	case s.state == slotWaiting:
+		e.wheel.remove(i)
+		e.endWait(i)
 	case s.links[byTime].next != 0: // a slot that waits to be sent
 		e.slots.remove(&e.queue, i, byTime)
 	}
@@ -378,7 +443,7 @@ func (e *engine) finish(i uint32, r *Result) {
 
 // transient tells errors that pass by themselves: the probe is sent again a little later.
 func transient(err error) bool {
-	for _, errno := range [...]syscall.Errno{syscall.EAGAIN, syscall.ENOBUFS, syscall.ENOMEM, syscall.EINTR, syscall.EMFILE, syscall.ENFILE} {
+	for _, errno := range [...]syscall.Errno{syscall.EAGAIN, syscall.ENOBUFS, syscall.ENOMEM, syscall.EINTR} {
 		if errors.Is(err, errno) {
 			return true
 		}

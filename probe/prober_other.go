@@ -208,11 +208,7 @@ func (b *portable) forget(uint32) {}
 func (b *portable) transmit(batch []uint32) {
 	for _, i := range batch {
 		if err := b.transmitOne(i); err != nil {
-			if transient(err) {
-				b.e.putOff(i)
-			} else {
-				b.e.fail(i, err)
-			}
+			b.e.refused(i, err)
 		}
 	}
 }
@@ -249,7 +245,7 @@ func (b *portable) transmitOne(i uint32) error {
 		local := uint16(c.LocalAddr().(*net.UDPAddr).Port)
 		e.unidentify(i)
 		if !e.identify(i, identity{proto: UDP, v6: v == 1, dst: s.dst, a: local, b: s.b}, false) {
-			return syscall.EAGAIN
+			return errBusy
 		}
 		write, to, data = c.WriteTo, &net.UDPAddr{IP: s.dst.AsSlice(), Zone: s.req.Target.Zone(), Port: int(s.b)}, data[packet.UDPHeaderLen:]
 		p4, p6 = ipv4.NewPacketConn(c), ipv6.NewPacketConn(c)

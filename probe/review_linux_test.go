@@ -91,3 +91,32 @@ func TestIdleAfterErrors(t *testing.T) {
 		t.Logf("%+v", p.Counters())
 	})
 }
+
+// TestBusyFlow: probes that wait for the one connection that their flow may have, or for a descriptor, hold up
+// no others.
+func TestBusyFlow(t *testing.T) {
+	l := path(t)
+	p := openAt(t, l.Host("a"), Options{Mode: Unprivileged})
+	waiting := make(chan Result, 300)
+	for range cap(waiting) {
+		req := Request{Target: netip.MustParseAddr("10.0.2.99"), Protocol: TCP, Flow: 1, Timeout: time.Second}
+		if _, err := p.Start(req, func(r Result) { waiting <- r }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 20 {
+		start := time.Now()
+		r, err := p.Probe(t.Context(), Request{Target: l.Host("b").Addr(), Timeout: 5 * time.Second})
+		if took := time.Since(start); err != nil || r.Status != Replied || took > 100*time.Millisecond {
+			t.Fatalf("%v: %+v, %v", took, r, err)
+		}
+	}
+	if used := cpuWhile(t, 300*time.Millisecond); used > 100*time.Millisecond {
+		t.Errorf("waiting took %v", used)
+	}
+	for range cap(waiting) {
+		if r := <-waiting; r.Status != NoReply {
+			t.Errorf("%+v", r)
+		}
+	}
+}

@@ -43,7 +43,7 @@ func (s *slot) to() netip.Addr {
 
 // Which list a link belongs to.
 const (
-	byIdentity = iota // chain of the exact index
+	byIdentity = iota // chain of the exact index; while slotWaiting, engine.waiting
 	byFlow            // chain of the flow index
 	byTime            // bucket of the timer wheel; submission queue and free list before and after
 )
@@ -51,9 +51,10 @@ const (
 type state uint8
 
 const (
-	slotFree   state = iota
-	slotQueued       // submitted, not sent yet
-	slotFlying       // sent: in the index and the wheel
+	slotFree    state = iota
+	slotQueued        // submitted, not sent yet
+	slotWaiting       // not sent, for want of something of its own: see engine.wait
+	slotFlying        // sent: in the index and the wheel
 )
 
 type link struct{ prev, next uint32 }

@@ -1,0 +1,100 @@
+// Copyright The Fathom Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package probe
+
+import (
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/seed5728abee/fathom/internal/rawio"
+	"github.com/seed5728abee/fathom/internal/rawio/rawiotest"
+)
+
+// TestFullForAll: while the system has no room, time runs for probes far back in the queue, too.
+func TestFullForAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, host := open(t, nil, Options{})
+		host.SetFaults(rawiotest.Faults{Send: func(rawio.Spec, *rawio.Message) error { return syscall.ENOBUFS }})
+		start := time.Now()
+		const count = 1000
+		ended := 0
+		for range count {
+			if _, err := p.Start(Request{Target: target[0], Timeout: time.Second}, func(r Result) {
+				ended++
+				if took := time.Since(start); r.Status != NoReply || took < time.Second || took > 1015*time.Millisecond {
+					t.Errorf("%v after %v", r.Status, took)
+				}
+			}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		sleep(2 * time.Second)
+		if ended != count {
+			t.Errorf("%d of %d ended", ended, count)
+		}
+	})
+}
+
+// TestWaiting: probes whose socket can't be opened for want of descriptors hold up no others, end on
+// time or by Cancel or Close, and are sent when there are descriptors again.
+func TestWaiting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, host := open(t, (&internet{}).carry, Options{Mode: Unprivileged})
+		full := rawiotest.Faults{Open: func(rawio.Spec) error { return syscall.EMFILE }}
+		host.SetFaults(full)
+		start := time.Now()
+		ends := map[Status]int{}
+		begin := func(n int, timeout time.Duration) (handles []Handle) {
+			for k := range n {
+				h, err := p.Start(Request{Target: target[k%2], Protocol: UDP, LocalPort: uint16(5000 + k), Timeout: timeout}, func(r Result) {
+					ends[r.Status]++
+					if took := time.Since(start); r.Status == NoReply && (took < timeout || took > timeout+2*time.Millisecond) {
+						t.Errorf("%v, want %v", took, timeout)
+					}
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				handles = append(handles, h)
+			}
+			return handles
+		}
+		check := func(when string, status Status, n, waiting int) {
+			t.Helper()
+			if ends[status] != n || len(ends) != 1 || p.InFlight() != waiting {
+				t.Errorf("%s: %v, %d waiting; want %d %v, %d waiting", when, ends, p.InFlight(), n, status, waiting)
+			}
+			clear(ends)
+		}
+		begin(500, 100*time.Millisecond)
+		handles := begin(300, time.Minute)
+		r, err := p.Probe(t.Context(), Request{Target: target[0]})
+		if err != nil || r.Status != Replied || time.Since(start) != hop {
+			t.Errorf("with others waiting: %+v, %v after %v", r, err, time.Since(start))
+		}
+		sleep(200 * time.Millisecond)
+		check("timed out", NoReply, 500, 300)
+		for _, h := range handles[:100] {
+			p.Cancel(h)
+		}
+		sleep(0)
+		check("cancelled", Failed, 100, 200)
+		host.SetFaults(rawiotest.Faults{})
+		sleep(100 * time.Millisecond)
+		check("with descriptors", Replied, 200, 0)
+		host.SetFaults(rawiotest.Faults{Open: full.Open})
+		for k := range 10 {
+			if _, err := p.Start(Request{Target: target[0], Protocol: UDP, LocalPort: uint16(7000 + k)}, func(r Result) { ends[r.Status]++ }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		sleep(20 * time.Millisecond)
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+		check("closed", Failed, 10, 0)
+	})
+}
