@@ -193,7 +193,7 @@ func (a *app) runMtr(cmd *cobra.Command, o *mtrOptions, host string) error {
 	if o.request.Target, err = a.resolve(ctx, host, o.version.number()); err != nil {
 		return err
 	}
-	p, err := a.newProber(probe.Options{Mode: proberMode(o.unprivileged)}, 0)
+	p, err := a.newProber(probe.Options{Mode: proberMode(o.unprivileged)}, o.request.Mark)
 	if err != nil {
 		return probeHint(err)
 	}

@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"regexp"
@@ -230,4 +231,23 @@ fathom probe: 10.0.0.2: a mark: unsupported operation
 			t.Errorf("standard error (-want +got):\n%s", diff)
 		}
 	})
+}
+
+// A prober keeps the privilege for marks only if it is told of one when it is opened.
+func TestEveryCommandOpensItsProberWithTheMark(t *testing.T) {
+	for _, args := range [][]string{
+		{"probe", "--mark=77", "10.0.0.1"},
+		{"trace", "--mark=77", "10.0.0.1"},
+		{"mtr", "--report", "--mark=77", "10.0.0.1"},
+	} {
+		app := newTestApp(nil)
+		var got uint32
+		app.newProber = func(_ probe.Options, mark uint32) (prober, error) {
+			got = mark
+			return nil, errors.New("not now")
+		}
+		if app.fathom(t.Context(), args...); got != 77 {
+			t.Errorf("%q: opened with mark %d, want 77", args, got)
+		}
+	}
 }
