@@ -113,6 +113,14 @@ func (a *app) printJSON(v any) error {
 	return w.Flush()
 }
 
+// count gives a number with the noun that it counts, in the singular: "1 probe", "2 probes".
+func count[N int | uint64](n N, noun string) string {
+	if n != 1 {
+		noun += "s"
+	}
+	return fmt.Sprintf("%d %s", n, noun)
+}
+
 // errQuiet makes the program exit with exitFailed without another word: the command has said why.
 var errQuiet = errors.New("failed")
 

@@ -158,8 +158,10 @@ func (o *mtrOptions) check() error {
 		return usagef("--gracetime %s: want more than 0", o.trace.Grace)
 	case o.trace.FirstHop < 1 || o.trace.FirstHop > 255:
 		return usagef("--first-ttl %d: want 1 to 255", o.trace.FirstHop)
-	case o.trace.MaxHops < o.trace.FirstHop || o.trace.MaxHops > 255:
-		return usagef("--max-ttl %d: want %d to 255", o.trace.MaxHops, o.trace.FirstHop)
+	case o.trace.MaxHops < 1 || o.trace.MaxHops > 255:
+		return usagef("--max-ttl %d: want 1 to 255", o.trace.MaxHops)
+	case o.trace.FirstHop > o.trace.MaxHops:
+		return usagef("--first-ttl %d is beyond --max-ttl %d", o.trace.FirstHop, o.trace.MaxHops)
 	case o.trace.MaxUnknown < 1:
 		return usagef("--max-unknown %d: want 1 or more", o.trace.MaxUnknown)
 	}

@@ -178,7 +178,7 @@ func TestMtrUsageErrors(t *testing.T) {
 		{"mtr 10.0.0.1 10.0.0.2", "name one host"},
 		{"mtr 10.0.0.1", "watching needs a terminal: use --report"},
 		{"mtr -r -m0 10.0.0.1", "--max-ttl 0: want 1 to 255"},
-		{"mtr -r -f9 -m8 10.0.0.1", "--max-ttl 8: want 9 to 255"},
+		{"mtr -r -f9 -m8 10.0.0.1", "--first-ttl 9 is beyond --max-ttl 8"},
 		{"mtr -r -i0 10.0.0.1", "--interval 0s: want 1ms to 1h0m0s"},
 		{"mtr -r -oQ 10.0.0.1", `--order "Q": want letters of`},
 		{"mtr -r -y5 10.0.0.1", "--ipinfo 5: want 0 to 4"},

@@ -367,8 +367,8 @@ func (p *probeText) closing(c *campaignTotals) error {
 		if c.sent > 0 {
 			loss = 1 - float64(c.received)/float64(c.sent)
 		}
-		fmt.Fprintf(p.w, "\n%d targets, %d answered, %d silent; %d probes sent, %d answered, %s loss\n",
-			c.started, c.finished-c.silent, c.silent, c.sent, c.received, percent(loss))
+		fmt.Fprintf(p.w, "\n%s, %d answered, %d silent; %s sent, %d answered, %s loss\n",
+			count(c.started, "target"), c.finished-c.silent, c.silent, count(c.sent, "probe"), c.received, percent(loss))
 	}
 	return p.w.Flush()
 }

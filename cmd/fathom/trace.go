@@ -122,8 +122,10 @@ func (o *traceOptions) check() error {
 		return usagef("--timeout %s: want more than 0 and at most %s", o.request.Timeout, probe.MaxTimeout)
 	case o.first < 1 || o.first > 255:
 		return usagef("--first %d: want 1 to 255", o.first)
-	case o.maxHops < o.first || o.maxHops > 255:
-		return usagef("--max-hops %d: want %d to 255", o.maxHops, o.first)
+	case o.maxHops < 1 || o.maxHops > 255:
+		return usagef("--max-hops %d: want 1 to 255", o.maxHops)
+	case o.first > o.maxHops:
+		return usagef("--first %d is beyond --max-hops %d", o.first, o.maxHops)
 	case o.queries < 1 || o.queries > trace.MaxQueries:
 		return usagef("--queries %d: want 1 to %d", o.queries, trace.MaxQueries)
 	case o.window < 0:
@@ -225,13 +227,16 @@ type traceRun struct {
 	*app
 	options   *traceOptions
 	host      string
-	via       trace.Via
+	via       prober
 	annotator *trace.Annotator
 	picture   *picture // nil without --graph
 }
 
 // about gives what is known about an address, and waits for it, but not for ever.
 func (t *traceRun) about(ctx context.Context, addr netip.Addr) trace.Annotation {
+	if a, complete := t.annotator.Get(addr); complete {
+		return a // even if ctx has ended
+	}
 	ctx, cancel := context.WithTimeout(ctx, traceNameWait)
 	defer cancel()
 	return t.annotator.Wait(ctx, addr)
@@ -274,7 +279,9 @@ func (t *traceRun) path(ctx context.Context) error {
 	if path == nil {
 		return err
 	}
-	table.footer(path)
+	if err == nil || ctx.Err() != nil {
+		table.footer(path)
+	}
 	if table.err != nil {
 		return table.err
 	}
@@ -302,6 +309,9 @@ func (t *traceRun) paths(ctx context.Context) error {
 	if o.json {
 		return t.finish(ctx, g, t.jsonGraph(ctx, g, opts.Algorithm), err)
 	}
+	if err != nil && ctx.Err() == nil && len(g.Nodes) < 2 {
+		return proberHint(t.via, err) // it could not begin
+	}
 	table := &traceTable{w: t.stdout, showAS: o.asn != "none" && o.asn != "" || o.country != ""}
 	table.graph(t.headline(fmt.Sprintf("multipath (%v)", opts.Algorithm)), g, func(addr netip.Addr) trace.Annotation { return t.about(ctx, addr) })
 	if table.err != nil {
@@ -325,7 +335,7 @@ func (t *traceRun) finish(ctx context.Context, g *trace.Graph, document any, err
 	}
 	switch {
 	case err != nil:
-		return probeHint(err)
+		return proberHint(t.via, err)
 	case g.Stop != trace.StopReached:
 		return errQuiet // the output says why
 	}
@@ -385,5 +395,5 @@ func (t *traceRun) headline(method string) string {
 	if r.Protocol == probe.ICMP || r.Protocol == probe.UDP {
 		size = fmt.Sprintf(", %d bytes", r.Size)
 	}
-	return fmt.Sprintf("to %s: %v%s, %s, at most %d hops", name, r.Protocol, size, method, t.options.maxHops)
+	return fmt.Sprintf("to %s: %v%s, %s, at most %s", name, r.Protocol, size, method, count(t.options.maxHops, "hop"))
 }

@@ -151,18 +151,26 @@ func (t *traceTable) footer(p *trace.Path) {
 	if n := len(p.Hops); n > 0 {
 		hop = p.Hops[n-1].TTL
 	}
-	t.print(fmt.Sprintf("%s; %d probes in %s", stopText(p.Stop, hop, p.Silent), p.Probes, traceDuration(p.Duration)))
+	t.print(fmt.Sprintf("%s; %s in %s", stopText(p.Stop, hop, p.Silent), count(p.Probes, "probe"), traceDuration(p.Duration)))
 }
 
 func traceDuration(d time.Duration) string {
 	return fmt.Sprintf("%.3f s", d.Seconds())
 }
 
+// confidenceText never rounds up to certainty.
+func confidenceText(confidence float64) string {
+	if confidence < 1 && confidence >= 0.9995 {
+		return "above 99.9 %"
+	}
+	return fmt.Sprintf("%.1f %%", 100*confidence)
+}
+
 // stopText says why a trace ended; hop is the last one shown.
 func stopText(s trace.StopReason, hop, silent int) string {
 	behind := ""
 	if silent > 0 {
-		behind = fmt.Sprintf(": %d silent hops behind hop %d", silent, hop)
+		behind = fmt.Sprintf(": %s behind hop %d", count(silent, "silent hop"), hop)
 	}
 	switch s {
 	case trace.StopReached:
@@ -234,8 +242,8 @@ func (t *traceTable) graph(headline string, g *trace.Graph, about func(netip.Add
 		t.row(names[i], host, as, rest.String())
 	}
 	last := g.Nodes[len(g.Nodes)-1].TTL
-	t.print(fmt.Sprintf("%s; %d probes of %d flows in %s; confidence %.1f %%",
-		stopText(g.Stop, last, g.Silent), g.Probes, g.Flows, traceDuration(g.Duration), 100*g.Confidence))
+	t.print(fmt.Sprintf("%s; %s of %s in %s; confidence %s", stopText(g.Stop, last, g.Silent),
+		count(g.Probes, "probe"), count(g.Flows, "flow"), traceDuration(g.Duration), confidenceText(g.Confidence)))
 	for _, ttl := range g.Switched {
 		t.print(fmt.Sprintf("hop %d is meshed or uneven: probed node by node (MDA)", ttl))
 	}

@@ -5,6 +5,7 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/netip"
 	"os"
 	"regexp"
@@ -199,5 +200,32 @@ func TestTraceUsage(t *testing.T) {
 	code, app := runTrace(t, nil, "--asn", "no-such-file.csv", "192.0.2.1")
 	if code != exitFailed || !strings.Contains(app.err.String(), "no-such-file.csv") {
 		t.Errorf("missing file: exit code %d, %s", code, &app.err)
+	}
+}
+
+// A trace that cannot begin was not interrupted, and says how it could.
+func TestTraceTellsWhatTheProberLacks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		app := newTestApp(&fakeProber{rule: func(probe.Request) probe.Result {
+			return probe.Result{Status: probe.Failed, RTT: -1, Err: fmt.Errorf("a mark: %w", probe.ErrUnsupported)}
+		}})
+		if code := app.fathom(t.Context(), "trace", "-n", "10.0.0.1"); code != exitFailed {
+			t.Errorf("exit code %d, want %d", code, exitFailed)
+		}
+		want := "fathom trace: trace 10.0.0.1: hop 1: a mark: unsupported operation\nwhat it lacks, and how to get it\n"
+		if diff := cmp.Diff(want, app.err.String()); diff != "" {
+			t.Errorf("standard error (-want +got):\n%s", diff)
+		}
+		if strings.Contains(app.out.String(), "interrupted") {
+			t.Errorf("standard output: %q", &app.out)
+		}
+	})
+}
+
+func TestConfidenceTextIsNotCertain(t *testing.T) {
+	for confidence, want := range map[float64]string{0.95: "95.0 %", 0.9994: "99.9 %", 0.9999: "above 99.9 %", 1: "100.0 %"} {
+		if got := confidenceText(confidence); got != want {
+			t.Errorf("%v: %q, want %q", confidence, got, want)
+		}
 	}
 }
