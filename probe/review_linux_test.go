@@ -4,6 +4,7 @@
 package probe
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"sync"
@@ -119,4 +120,60 @@ func TestBusyFlow(t *testing.T) {
 			t.Errorf("%+v", r)
 		}
 	}
+}
+
+// TestLinkLocalSource: a link-local source address needs no zone of its own, and one that is not the host's is
+// refused whatever its kind.
+func TestLinkLocalSource(t *testing.T) {
+	both(t, func(t *testing.T, l *lab.Lab, p *Prober) {
+		var own, other netip.Addr
+		linkLocal := func(host, iface string) (a netip.Addr) {
+			if err := l.Host(host).Do(func() error {
+				i, err := net.InterfaceByName(iface)
+				if err != nil {
+					return err
+				}
+				addrs, err := i.Addrs()
+				if err != nil {
+					return err
+				}
+				for _, x := range addrs {
+					if ip := netip.MustParsePrefix(x.String()).Addr(); ip.IsLinkLocalUnicast() {
+						a = ip
+					}
+				}
+				return nil
+			}); err != nil {
+				t.Fatal(err)
+			}
+			return a
+		}
+		own, other = linkLocal("a", "r"), linkLocal("r", "a")
+		for _, proto := range protocols {
+			if !p.features.Supports(proto, 6) || proto == SCTP {
+				continue
+			}
+			for _, req := range []Request{
+				{Target: other.WithZone("r"), LocalAddr: own},
+				{Target: other.WithZone("r"), LocalAddr: own.WithZone("r")},
+				{Target: other, LocalAddr: own, Interface: "r"},
+				{Target: other.WithZone("r")},
+			} {
+				req.Protocol, req.Port, req.Timeout = proto, 9, time.Second
+				if r, err := p.Probe(t.Context(), req); err != nil || r.Status != Replied {
+					t.Errorf("%v from %v: %+v, %v", proto, req.LocalAddr, r, err)
+				}
+			}
+			for _, from := range []string{"224.0.0.1", "255.255.255.255", "10.0.1.255", "10.0.1.9", "ff02::1", "fe80::9%r", "2001:db8::9"} {
+				a := netip.MustParseAddr(from)
+				to := l.Host("b").Addr()
+				if a.Is6() {
+					to = other.WithZone("r")
+				}
+				if r, err := p.Probe(t.Context(), Request{Target: to, LocalAddr: a, Protocol: proto, Timeout: 100 * time.Millisecond}); !errors.Is(err, ErrAddrNotAvailable) {
+					t.Errorf("%v from %v: %+v, %v", proto, from, r, err)
+				}
+			}
+		}
+	})
 }

@@ -61,17 +61,20 @@ func (c *routeCache) route(e *engine, s *slot) (src netip.Addr, index int, err e
 		}
 		index = it.index
 	}
-	if r.LocalAddr.IsValid() {
-		if until, ok := c.locals[r.LocalAddr]; !ok || until < e.now {
-			if err := e.host.CheckLocal(r.LocalAddr); err != nil {
+	if local := r.LocalAddr; local.IsValid() {
+		if local.IsLinkLocalUnicast() && local.Zone() == "" {
+			local = local.WithZone(s.to().Zone())
+		}
+		if until, ok := c.locals[local]; !ok || until < e.now {
+			if err := e.host.CheckLocal(local); err != nil {
 				return src, 0, err
 			}
 			if len(c.locals) >= otherBound {
 				clear(c.locals)
 			}
-			c.locals[r.LocalAddr] = e.now + routeLife
+			c.locals[local] = e.now + routeLife
 		}
-		return r.LocalAddr.WithZone(""), index, nil
+		return local.WithZone(""), index, nil
 	}
 	if s.dst.Is4() && r.Protocol == ICMP {
 		// No checksum covers the address, and the kernel fills it in.

@@ -33,10 +33,13 @@ type slot struct {
 	links [3]link
 }
 
-// to is where the probe is sent: dst with its zone.
+// to is where the probe is sent: dst with its zone, which is the target's, or the interface that the request names.
 func (s *slot) to() netip.Addr {
 	if s.req.Target.Zone() != "" {
 		return s.req.Target
+	}
+	if s.req.Interface != "" && (s.dst.IsLinkLocalUnicast() || s.dst.IsLinkLocalMulticast()) {
+		return s.dst.WithZone(s.req.Interface)
 	}
 	return s.dst
 }

@@ -166,6 +166,9 @@ func disconnect(fd int) {
 
 // CheckLocal implements [Host].
 func (h *KernelHost) CheckLocal(addr netip.Addr) error {
+	if addr.IsMulticast() { // a socket may be bound to it, but nothing may be sent from it
+		return fmt.Errorf("local address %v: %w", addr, unix.EADDRNOTAVAIL)
+	}
 	family := unix.AF_INET
 	if addr.Is6() {
 		family = unix.AF_INET6
@@ -177,6 +180,10 @@ func (h *KernelHost) CheckLocal(addr netip.Addr) error {
 	defer unix.Close(fd)
 	if err := unix.Bind(fd, sockaddr(netip.AddrPortFrom(addr, 0))); err != nil {
 		return fmt.Errorf("local address %v: %w", addr, err)
+	}
+	// Nor may it be sent from a broadcast address. Only to connect to one needs a permission.
+	if unix.Connect(fd, sockaddr(netip.AddrPortFrom(addr, 1))) == unix.EACCES {
+		return fmt.Errorf("local address %v: %w", addr, unix.EADDRNOTAVAIL)
 	}
 	return nil
 }
