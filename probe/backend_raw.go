@@ -80,6 +80,10 @@ func (b *raw) mayStamp(n int) bool {
 // any answer. What is cut off is not looked at.
 const receiveSize = 1536
 
+// receiveRounds bounds the batches that are read from one queue per turn: a flood must not keep the engine from
+// sending and expiring.
+const receiveRounds = 4
+
 func newRaw(e *engine) (*raw, error) {
 	b := &raw{e: e, stampsLeft: stampBurst}
 	for i := range b.in {
@@ -370,8 +374,7 @@ func (b *raw) receive(waited bool) bool {
 			if !rx.used {
 				continue
 			}
-			// Not for ever: a flood must not keep the engine from sending and expiring.
-			for range 4 {
+			for range receiveRounds {
 				n, err := rx.conn.Receive(b.in[:])
 				if err != nil {
 					// An error of the socket, such as one left by a send, is cleared by reading it.

@@ -372,7 +372,7 @@ func (b *user) receive(bool) bool {
 
 // drain reads both queues of a socket. Answers come before errors, as they do on the way.
 func (b *user) drain(sock *userSocket, v int, p Protocol) (any bool) {
-	for {
+	for range receiveRounds {
 		n, err := sock.conn.Receive(b.in[:])
 		if err != nil || n == 0 {
 			break // an error here is the echo of one in the error queue
@@ -404,7 +404,7 @@ func (b *user) drain(sock *userSocket, v int, p Protocol) (any bool) {
 // readErrors reads the error queue: departure stamps and ICMP errors.
 func (b *user) readErrors(sock *userSocket, v int, p Protocol) (any bool) {
 	e := b.e
-	for {
+	for range receiveRounds {
 		n, err := sock.conn.ReceiveErrors(b.in[:])
 		if err != nil || n == 0 {
 			return any
@@ -426,9 +426,10 @@ func (b *user) readErrors(sock *userSocket, v int, p Protocol) (any bool) {
 			}
 		}
 		if n < len(b.in) {
-			return any
+			break
 		}
 	}
+	return any
 }
 
 func (b *user) stamped(sock *userSocket, m *rawio.Message) {

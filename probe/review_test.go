@@ -4,6 +4,7 @@
 package probe
 
 import (
+	"net/netip"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -97,4 +98,45 @@ func TestWaiting(t *testing.T) {
 		}
 		check("closed", Failed, 10, 0)
 	})
+}
+
+// flooded is a host whose sockets never run dry.
+type flooded struct{ rawio.Host }
+
+func (h flooded) Open(s rawio.Spec) (rawio.Conn, error) {
+	c, err := h.Host.Open(s)
+	return floodedConn{c, s}, err
+}
+
+type floodedConn struct {
+	rawio.Conn
+	spec rawio.Spec
+}
+
+func (c floodedConn) Receive(msgs []rawio.Message) (int, error) {
+	for k := range msgs {
+		msgs[k].N, msgs[k].Addr = copy(msgs[k].Data, "stranger"), netip.AddrPortFrom(target[c.spec.Version/2-2], 9)
+	}
+	return len(msgs), nil
+}
+
+// TestFlood: packets that never end keep the engine from nothing else, in either mode.
+func TestFlood(t *testing.T) {
+	for _, mode := range []Mode{Privileged, Unprivileged} {
+		t.Run(mode.String(), func(t *testing.T) {
+			host := flooded{rawiotest.NewHost(rawiotest.Config{Addrs: local[:]})}
+			p, err := New(Options{Mode: mode, host: host})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer p.Close()
+			for _, proto := range []Protocol{ICMP, UDP} {
+				start := time.Now()
+				r, err := p.Probe(t.Context(), Request{Target: target[0], Protocol: proto, Timeout: 50 * time.Millisecond})
+				if took := time.Since(start); err != nil || r.Status != NoReply || took > time.Second {
+					t.Errorf("%v: %+v, %v after %v", proto, r, err, took)
+				}
+			}
+		})
+	}
 }
