@@ -173,6 +173,9 @@ func (o *mtrOptions) check() error {
 
 func (a *app) runMtr(cmd *cobra.Command, o *mtrOptions, host string) error {
 	ctx := cmd.Context()
+	if o.trace.Rounds == 0 && cmd.Flags().Changed("report-cycles") {
+		return usagef("--report-cycles 0: want 1 or more")
+	}
 	if err := o.check(); err != nil {
 		return err
 	}

@@ -183,8 +183,9 @@ func TestMtrUsageErrors(t *testing.T) {
 		{"mtr -r -oQ 10.0.0.1", `--order "Q": want letters of`},
 		{"mtr -r -y5 10.0.0.1", "--ipinfo 5: want 0 to 4"},
 		{"mtr -r -c-1 10.0.0.1", "--report-cycles -1: want 1 or more"},
-		{"mtr -r -u -T 10.0.0.1", "tcp udp"},
-		{"mtr -j -C 10.0.0.1", "csv json"},
+		{"mtr -r -c0 10.0.0.1", "--report-cycles 0: want 1 or more"},
+		{"mtr -r -u -T 10.0.0.1", "--udp and --tcp exclude each other"},
+		{"mtr -j -C 10.0.0.1", "--json and --csv exclude each other"},
 	}
 	for _, tt := range tests {
 		app := newMtrTestApp(testPath())

@@ -178,7 +178,7 @@ func TestProbeUsageErrors(t *testing.T) {
 	}{
 		{nil, "name a host"},
 		{[]string{"--ttl=0", "h"}, "--ttl 0: want 1 to 255"},
-		{[]string{"--ttl=256", "h"}, `option --ttl "256": number out of range`},
+		{[]string{"--ttl=256", "h"}, `option --ttl "256": want a whole number from 0 to 255`},
 		{[]string{"--size=65536", "h"}, "--size 65536: want 0 to 65535"},
 		{[]string{"--timeout=0", "h"}, "--timeout 0s: want more than 0"},
 		{[]string{"--timeout=soon", "h"}, "want a duration such as"},
@@ -188,8 +188,14 @@ func TestProbeUsageErrors(t *testing.T) {
 		{[]string{"--protocol=gre", "h"}, "want icmp, udp, tcp or sctp"},
 		{[]string{"--local-address=here", "h"}, "want an IP address"},
 		{[]string{"-4", "--local-address=::1", "h"}, "is not an IPv4 address"},
-		{[]string{"-4", "-6", "h"}, "ipv4 ipv6"},
+		{[]string{"-4", "-6", "h"}, "--ipv4 and --ipv6 exclude each other"},
 		{[]string{"--protocl=icmp", "h"}, "did you mean --protocol?"},
+		{[]string{"-x", "h"}, "unknown option -x"},
+		{[]string{"-qx", "h"}, "unknown option -x"},
+		{[]string{"h", "--count"}, "option --count needs a value"},
+		{[]string{"h", "-c"}, "option --count needs a value"},
+		{[]string{"h", "--count=-1"}, `option --count "-1": want a whole number, 0 or more`},
+		{[]string{"h", "--interval=-1s"}, "option --interval \"-1s\": want a duration such as 0.5, 500ms or 2s"},
 	}
 	for _, tt := range tests {
 		app := newTestApp(&fakeProber{rule: replyAfter(0)})

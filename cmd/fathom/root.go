@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -77,6 +78,9 @@ a lab that builds whole networks on one machine without root.`,
 	verbose := root.PersistentFlags().Bool("verbose", false, "show diagnostics on standard error")
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
 		if err := a.applyEnv(cmd); err != nil {
+			return err
+		}
+		if err := checkExclusive(cmd); err != nil {
 			return err
 		}
 		if *verbose {
@@ -151,6 +155,12 @@ func flagError(cmd *cobra.Command, err error) error {
 		}
 		return usagef("unknown option --%s%s", e.GetSpecifiedName(), didYouMean(suggestions))
 	}
+	if e, ok := errors.AsType[*pflag.NotExistError](err); ok {
+		return usagef("unknown option -%s", e.GetSpecifiedName())
+	}
+	if e, ok := errors.AsType[*pflag.ValueRequiredError](err); ok {
+		return usagef("option --%s needs a value", e.GetFlag().Name)
+	}
 	if e, ok := errors.AsType[*pflag.InvalidValueError](err); ok {
 		return usagef("option --%s %q: %w", e.GetFlag().Name, e.GetValue(), valueError(e.GetFlag(), e.Unwrap()))
 	}
@@ -163,9 +173,15 @@ func valueError(f *pflag.Flag, err error) error {
 	switch f.Value.Type() {
 	case "bool":
 		return errors.New("want true or false")
-	case "duration":
-		return errors.New("want a duration such as 500ms, 2s or 1m")
-	case "int", "uint", "uint8", "uint16", "uint32", "uint64", "int64":
+	case "uint8":
+		return fmt.Errorf("want a whole number from 0 to %d", math.MaxUint8)
+	case "uint16":
+		return fmt.Errorf("want a whole number from 0 to %d", math.MaxUint16)
+	case "uint32":
+		return fmt.Errorf("want a whole number from 0 to %d", uint32(math.MaxUint32))
+	case "uint64":
+		return errors.New("want a whole number, 0 or more")
+	case "int":
 		if errors.Is(err, strconv.ErrRange) {
 			return errors.New("number out of range")
 		}
@@ -174,6 +190,25 @@ func valueError(f *pflag.Flag, err error) error {
 		return errors.New("want a number")
 	}
 	return err
+}
+
+// checkExclusive refuses options that exclude each other, in plainer words than cobra's.
+func checkExclusive(cmd *cobra.Command) error {
+	var failed error
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		for _, group := range f.Annotations[exclusiveGroups] {
+			var given []string
+			for name := range strings.FieldsSeq(group) {
+				if cmd.Flags().Changed(name) {
+					given = append(given, "--"+name)
+				}
+			}
+			if len(given) > 1 && failed == nil {
+				failed = usagef("%s exclude each other", strings.Join(given, " and "))
+			}
+		}
+	})
+	return failed
 }
 
 func didYouMean(suggestions []string) string {

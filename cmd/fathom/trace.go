@@ -71,6 +71,9 @@ The exit code is 0 if the host was reached, 1 if not.`,
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if o.window == 0 && cmd.Flags().Changed("window") {
+				return usagef("--window 0: want at least 1")
+			}
 			return a.runTrace(cmd.Context(), &o, args[0])
 		},
 	}

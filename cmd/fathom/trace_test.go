@@ -182,15 +182,17 @@ func TestTraceJSON(t *testing.T) {
 func TestTraceUsage(t *testing.T) {
 	for want, args := range map[string][]string{
 		"name one host": {},
-		"--via agent:7: not available in this version": {"--via", "agent:7", "192.0.2.1"},
-		"--max-hops 300: want 1 to 255":                {"-m", "300", "192.0.2.1"},
-		"--first 0: want 1 to 255":                     {"-f", "0", "192.0.2.1"},
-		"--queries 0":                                  {"-q", "0", "192.0.2.1"},
-		"--confidence 100: want more than 0":           {"--confidence", "100", "192.0.2.1"},
-		"--graph a.png: want a name that ends in":      {"--graph", "a.png", "192.0.2.1"},
-		"--flow 0": {"--flow", "0", "192.0.2.1"},
+		"--via agent:7: not available in this version":    {"--via", "agent:7", "192.0.2.1"},
+		"--max-hops 300: want 1 to 255":                   {"-m", "300", "192.0.2.1"},
+		"--first 0: want 1 to 255":                        {"-f", "0", "192.0.2.1"},
+		"--queries 0":                                     {"-q", "0", "192.0.2.1"},
+		"--confidence 100: want more than 0":              {"--confidence", "100", "192.0.2.1"},
+		"--graph a.png: want a name that ends in":         {"--graph", "a.png", "192.0.2.1"},
+		"--first 9 is beyond --max-hops 8":                {"-f", "9", "-m", "8", "192.0.2.1"},
+		"--window 0: want at least 1":                     {"--window", "0", "192.0.2.1"},
+		"--flow 0":                                        {"--flow", "0", "192.0.2.1"},
 		"--local-address 10.0.0.1 is not an IPv6 address": {"-6", "-a", "10.0.0.1", "192.0.2.1"},
-		"none of the others can be":                       {"--classic", "--multipath", "192.0.2.1"},
+		"--classic and --multipath exclude each other":    {"--classic", "--multipath", "192.0.2.1"},
 	} {
 		code, app := runTrace(t, nil, args...)
 		if code != exitUsage || !strings.Contains(app.err.String(), want) {
