@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 
@@ -41,7 +42,7 @@ func labError(err error) error {
 	case errors.Is(err, lab.ErrLabExists):
 		return withHint(err, "Take it down with 'fathom lab down', or give this one another --name.")
 	case errors.Is(err, lab.ErrNoLab):
-		return withHint(err, "'fathom lab list' shows what runs; 'fathom lab up FILE' starts a lab.")
+		return withHint(err, "'fathom lab list' shows what runs: name the lab that is meant, or start one with 'fathom lab up FILE'.")
 	}
 	return err
 }
@@ -94,7 +95,8 @@ func newLabUpCommand(a *app) *cobra.Command {
 		Use:   "up FILE",
 		Short: "Start a lab from a topology file",
 		Long: `Start a lab from a topology file (- is standard input), wait until it is ready
-and print its nodes. It runs in the background until 'fathom lab down', or with
+and print its nodes; an asterisk marks those that this program plays rather
+than the kernel. It runs in the background until 'fathom lab down', or with
 --foreground until interrupted.`,
 		Args: exactArgs(1, "name one topology file"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -188,8 +190,9 @@ func newLabExecCommand(a *app) *cobra.Command {
 		unprivileged bool
 	)
 	cmd := &cobra.Command{
-		Use:   "exec HOST COMMAND [ARGUMENT...]",
-		Short: "Run a command on a host of a lab",
+		Use:         "exec [OPTION...] HOST COMMAND [ARGUMENT...]",
+		Annotations: map[string]string{optionsFirst: "yes"},
+		Short:       "Run a command on a host of a lab",
 		Long: `Run a command on a host of a lab, with this terminal, directory and
 environment. Names of nodes resolve. Options go before HOST. The exit code is the command's.`,
 		Example: `  fathom lab exec a ping -c 3 b
@@ -366,8 +369,8 @@ or "adjustable = true" in the topology.`,
 			if flag == nil || !flag.Changed {
 				continue
 			}
-			if err := lab.SetImpairment(new(lab.Impairment), key, flag.Value.String()); err != nil {
-				return usagef("--%s: %w", key, err)
+			if err := checkImpairment(key, flag.Value.String()); err != nil {
+				return usagef("--%s %q: %w", key, flag.Value, err)
 			}
 			fields[key] = flag.Value.String()
 		}
@@ -381,6 +384,26 @@ or "adjustable = true" in the topology.`,
 		return labError(c.Set(cmd.Context(), args[0], args[1], oneWay, fields))
 	}
 	return cmd
+}
+
+// checkImpairment refuses a value that no wire can have.
+func checkImpairment(key, value string) error {
+	err := lab.SetImpairment(new(lab.Impairment), key, value)
+	switch key {
+	case "delay", "jitter":
+		if err != nil {
+			return errors.New("want a time with its unit, such as 20ms")
+		}
+	case "rate":
+		if err != nil {
+			return errors.New("want a number with bit, kbit, Mbit or Gbit, such as 10Mbit, or 0")
+		}
+	default:
+		if p, err := strconv.ParseFloat(value, 64); err != nil || !(p >= 0 && p <= 1) { // also refuses NaN
+			return errors.New("want a probability, 0 to 1")
+		}
+	}
+	return err
 }
 
 func newLabDownCommand(a *app) *cobra.Command {

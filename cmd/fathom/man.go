@@ -35,7 +35,9 @@ func completeManual(cmd *cobra.Command) {
 	for _, sub := range cmd.Commands() {
 		completeManual(sub)
 	}
-	cmd.Use += " [OPTION...]"
+	if cmd.Annotations[optionsFirst] == "" {
+		cmd.Use += " [OPTION...]"
+	}
 	if cmd.Long == "" {
 		cmd.Long = cmd.Short + "."
 	}

@@ -179,11 +179,15 @@ func (a *app) runProbe(cmd *cobra.Command, o *probeOptions, args []string) error
 		err = <-ended
 	} // Otherwise it may be waiting for a line of standard input, which nothing can interrupt.
 	if !o.json {
-		err = errors.Join(err, text.closing(&c.totals))
+		if closing := text.closing(&c.totals); err == nil {
+			err = closing
+		} // else the same failed write, most likely
 	}
 	switch {
 	case err != nil:
 		return err
+	case c.totals.started == 0 && ctx.Err() == nil:
+		return errors.New("no hosts on standard input")
 	case c.totals.silent > 0 || c.totals.started == 0:
 		return errQuiet
 	}

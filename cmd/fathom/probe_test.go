@@ -257,3 +257,32 @@ func TestEveryCommandOpensItsProberWithTheMark(t *testing.T) {
 		}
 	}
 }
+
+func TestProbeNoHostsOnStandardInput(t *testing.T) {
+	app := newTestApp(&fakeProber{rule: replyAfter(0)})
+	app.stdin = strings.NewReader("# nobody\n\n")
+	if code := app.fathom(t.Context(), "probe", "-"); code != exitFailed {
+		t.Errorf("exit code %d, want %d", code, exitFailed)
+	}
+	if want := "fathom probe: no hosts on standard input\n"; app.err.String() != want {
+		t.Errorf("standard error %q, want %q", &app.err, want)
+	}
+}
+
+// failingWriter is a full disk.
+type failingWriter struct{}
+
+func (failingWriter) Write([]byte) (int, error) { return 0, errors.New("no space left") }
+
+func TestProbeTellsOnceOfAFailedWrite(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		app := newTestApp(&fakeProber{rule: replyAfter(time.Millisecond)})
+		app.stdout = failingWriter{}
+		if code := app.fathom(t.Context(), "probe", "-c1", "10.0.0.1"); code != exitFailed {
+			t.Errorf("exit code %d, want %d", code, exitFailed)
+		}
+		if want := "fathom probe: no space left\n"; app.err.String() != want {
+			t.Errorf("standard error %q, want %q", &app.err, want)
+		}
+	})
+}

@@ -222,9 +222,13 @@ func didYouMean(suggestions []string) string {
 const environmentNote = `Each long option --some-name also reads the environment variable FATHOM_SOME_NAME;
 the option wins.`
 
+// optionsFirst is the annotation of a command that takes its options before its arguments only, and
+// says so in its Use.
+const optionsFirst = "optionsFirst"
+
 // usageTemplate is cobra's with our words, wrapped, and a note on the environment.
 const usageTemplate = `Usage:{{if and .Runnable (not .HasAvailableSubCommands)}}
-  {{.UseLine}} [OPTION...]{{end}}{{if .HasAvailableSubCommands}}
+  {{.UseLine}}{{if not .Annotations.optionsFirst}} [OPTION...]{{end}}{{end}}{{if .HasAvailableSubCommands}}
   {{.CommandPath}} COMMAND [OPTION...]{{end}}{{if .HasExample}}
 
 Examples:
