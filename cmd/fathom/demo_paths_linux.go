@@ -231,10 +231,11 @@ func hopText(addr netip.Addr, labels string) string {
 func (p *pathsDemo) path(ctx context.Context) error {
 	for _, version := range []int{4, 6} {
 		target := p.lab.Host("bob").Addr()
-		p.heading("fathom trace bob")
+		heading := "fathom trace bob"
 		if version == 6 {
-			target = p.lab.Host("bob").Addr6()
+			heading, target = "fathom trace -6 bob", p.lab.Host("bob").Addr6()
 		}
+		p.heading(heading)
 		// All probes of a trace leave within a moment, and a machine that is busy in that moment delays
 		// them all. So the best of several traces counts, as it does of several probes.
 		var paths []*trace.Path
