@@ -40,10 +40,7 @@ type rawSender struct {
 	slots [rawio.BatchSize]uint32
 	n     int
 
-	// Departure stamps that the kernel owes: number k is that of slot awaited[k%len].
-	nextStamp uint32
-	owed      int
-	awaited   [256]Handle
+	stamps stamps
 }
 
 // rawReceiver is a raw socket of one protocol. It also sends what is too long for
@@ -251,7 +248,10 @@ func (b *raw) flush(tx *rawSender) {
 	for from := 0; from < tx.n; {
 		msgs, slots := tx.msgs[from:tx.n], tx.slots[from:tx.n]
 		e.clock()
-		stamp := b.mayStamp(len(msgs))
+		if tx.stamps.unsure {
+			b.takeStamps(tx)
+		}
+		stamp := tx.stamps.sure(e, tx.conn) && b.mayStamp(len(msgs))
 		for k := range msgs {
 			msgs[k].StampTX = stamp
 		}
@@ -264,9 +264,7 @@ func (b *raw) flush(tx *rawSender) {
 			off := spent * int64(2*k+1) / int64(2*n)
 			e.sent(i, mono+off, wall+off)
 			if stamp {
-				tx.awaited[tx.nextStamp%uint32(len(tx.awaited))] = Handle{i, e.slots.at(i).gen}
-				tx.nextStamp++
-				tx.owed++
+				tx.stamps.await(e, i)
 			}
 		}
 		from += n
@@ -277,11 +275,7 @@ func (b *raw) flush(tx *rawSender) {
 			continue
 		}
 		if stamp {
-			// The kernel may have counted the message that failed.
-			tx.nextStamp, tx.owed = 0, 0
-			if tx.conn.ResetStamps() != nil {
-				tx.nextStamp = 1 << 31 // no number will match
-			}
+			tx.stamps.refused(e)
 		}
 		i := slots[n]
 		switch {
@@ -333,30 +327,14 @@ func (b *raw) sendLong(i uint32) {
 
 // takeStamps reads the departure stamps that are there.
 func (b *raw) takeStamps(tx *rawSender) {
-	for tx.owed > 0 {
+	for tx.stamps.owed > 0 {
 		n, err := tx.conn.ReceiveErrors(b.stamps[:])
 		if err != nil || n == 0 {
 			return
 		}
 		for k := range b.stamps[:n] {
-			m := &b.stamps[k]
-			if m.Failure.Origin != rawio.OriginTimestamp || m.Time == 0 {
-				continue
-			}
-			back := tx.nextStamp - m.Failure.ID
-			if back == 0 || back > uint32(len(tx.awaited)) {
-				continue
-			}
-			tx.owed--
-			h := tx.awaited[m.Failure.ID%uint32(len(tx.awaited))]
-			s := b.e.slots.at(h.slot)
-			if s.gen != h.gen || s.state != slotFlying {
-				continue
-			}
-			// One that lies far from our own time is from before the clock was set, or after.
-			if d := m.Time - s.sentWall; time.Duration(d).Abs() < 100*time.Millisecond {
-				s.sentWall, s.kernelSent = m.Time, true
-				s.sentMono += d
+			if m := &b.stamps[k]; m.Failure.Origin == rawio.OriginTimestamp {
+				tx.stamps.take(b.e, m)
 			}
 		}
 		if n < len(b.stamps) {

@@ -37,9 +37,7 @@ type userSocket struct {
 	conn   rawio.Conn
 	port   uint16 // or ICMP identifier
 	flying int
-
-	nextStamp uint32
-	awaited   [64]Handle // of stamp number k at k%len
+	stamps stamps
 }
 
 // maxUserSockets bounds the UDP sockets per IP version: one per source port in use.
@@ -168,7 +166,7 @@ func (b *user) transmitOne(i uint32) error {
 	m := &b.one[0]
 	*m = rawio.Message{
 		Data: data, Addr: netip.AddrPortFrom(s.to(), 0), TTL: s.req.TTL, TOS: s.req.TOS,
-		IfIndex: index, Source: s.req.LocalAddr, StampTX: true,
+		IfIndex: index, Source: s.req.LocalAddr,
 	}
 	if s.req.Protocol == UDP {
 		m.Addr = netip.AddrPortFrom(s.to(), s.b)
@@ -176,22 +174,25 @@ func (b *user) transmitOne(i uint32) error {
 	e.clock()
 	mono, wall := e.now, e.wall
 	for try := 0; ; try++ {
+		m.StampTX = sock.stamps.sure(e, sock.conn)
 		if _, err = sock.conn.Send(b.one[:]); err == nil {
 			break
 		}
-		// An ICMP error about an earlier probe also makes the next call on the socket fail,
-		// once. Its queue tells whose error it was; this probe is tried again.
-		sock.nextStamp = 0
-		_ = sock.conn.ResetStamps()
-		b.readErrors(sock, ipVersion(s.dst), s.req.Protocol)
-		if try == 2 {
+		if m.StampTX {
+			sock.stamps.refused(e)
+		}
+		if try == 2 || transient(err) {
 			return fmt.Errorf("send to %v: %w", s.dst, err)
 		}
+		// An ICMP error about an earlier probe also makes the next call on the socket fail,
+		// once. Its queue tells whose error it was; this probe is tried again.
+		b.readErrors(sock, ipVersion(s.dst), s.req.Protocol)
 	}
 	e.sent(i, mono, wall)
 	sock.flying++
-	sock.awaited[sock.nextStamp%uint32(len(sock.awaited))] = Handle{i, s.gen}
-	sock.nextStamp++
+	if m.StampTX {
+		sock.stamps.await(e, i)
+	}
 	b.readErrors(sock, ipVersion(s.dst), s.req.Protocol)
 	return nil
 }
@@ -416,7 +417,7 @@ func (b *user) readErrors(sock *userSocket, v int, p Protocol) (any bool) {
 			f := &m.Failure
 			switch f.Origin {
 			case rawio.OriginTimestamp:
-				b.stamped(sock, m)
+				sock.stamps.take(e, m)
 			case rawio.OriginICMP, rawio.OriginICMPv6:
 				e.counters.Received++
 				b.failed(sock, v, p, m)
@@ -430,18 +431,6 @@ func (b *user) readErrors(sock *userSocket, v int, p Protocol) (any bool) {
 		}
 	}
 	return any
-}
-
-func (b *user) stamped(sock *userSocket, m *rawio.Message) {
-	if back := sock.nextStamp - m.Failure.ID; m.Time == 0 || back > uint32(len(sock.awaited)) {
-		return
-	}
-	h := sock.awaited[m.Failure.ID%uint32(len(sock.awaited))]
-	s := b.e.slots.at(h.slot)
-	if d := m.Time - s.sentWall; s.gen == h.gen && s.state == slotFlying && d >= 0 {
-		s.sentWall, s.kernelSent = m.Time, true
-		s.sentMono += d
-	}
 }
 
 // failed handles an ICMP error about a probe of sock; m.Data is what it quotes from

@@ -177,3 +177,42 @@ func TestLinkLocalSource(t *testing.T) {
 		}
 	})
 }
+
+// TestStampsOfQueue: behind a slow link, departures are stamped long after the socket took the packets, and while
+// it takes no more. Each stamp belongs to its own probe.
+func TestStampsOfQueue(t *testing.T) {
+	both(t, func(t *testing.T, l *lab.Lab, p *Prober) {
+		out, err := l.Host("a").Command(t.Context(), "tc", "qdisc", "add", "dev", "r", "root", "tbf", "rate", "2mbit", "burst", "1600", "limit", "10000000").CombinedOutput()
+		if err != nil {
+			t.Skipf("no tbf: %v: %s", err, out)
+		}
+		var mu sync.Mutex
+		timed, wrong := 0, 0
+		var worst time.Duration
+		for range 1500 {
+			if _, err := p.Start(Request{Target: l.Host("b").Addr(), Timeout: 5 * time.Second}, func(r Result) {
+				mu.Lock()
+				defer mu.Unlock()
+				if r.Status != Replied {
+					t.Errorf("%+v", r)
+				}
+				if r.KernelTimed {
+					timed++
+					if r.RTT > 5*time.Millisecond || r.RTT < time.Microsecond {
+						wrong++
+						worst = max(worst, r.RTT)
+					}
+				}
+			}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for p.InFlight() > 0 {
+			time.Sleep(10 * time.Millisecond)
+		}
+		t.Logf("%d stamped, %d wrong, up to %v; %+v", timed, wrong, worst, p.Counters())
+		if timed == 0 || wrong > 0 {
+			t.Errorf("%d stamped, %d wrong, up to %v", timed, wrong, worst)
+		}
+	})
+}
