@@ -114,7 +114,11 @@ func (v *ipVersion) number() int {
 // proberHint is probeHint for an error of an open prober, which knows what it lacks.
 func proberHint(p prober, err error) error {
 	if errors.Is(err, probe.ErrUnsupported) {
-		return withHint(err, strings.Join(p.Features().Missing, "\n"))
+		missing := p.Features().Missing
+		if len(missing) == 0 {
+			return err
+		}
+		return withHint(err, strings.Join(missing, "\n")+"\nUDP and TCP without a mark need none of this.")
 	}
 	return probeHint(err)
 }

@@ -231,6 +231,7 @@ func TestProbeTellsWhatTheProberLacks(t *testing.T) {
 		}
 		want := `fathom probe: 10.0.0.1: a mark: unsupported operation
 what it lacks, and how to get it
+UDP and TCP without a mark need none of this.
 fathom probe: 10.0.0.2: a mark: unsupported operation
 `
 		if diff := cmp.Diff(want, app.err.String()); diff != "" {

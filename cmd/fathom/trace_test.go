@@ -214,7 +214,7 @@ func TestTraceTellsWhatTheProberLacks(t *testing.T) {
 		if code := app.fathom(t.Context(), "trace", "-n", "10.0.0.1"); code != exitFailed {
 			t.Errorf("exit code %d, want %d", code, exitFailed)
 		}
-		want := "fathom trace: trace 10.0.0.1: hop 1: a mark: unsupported operation\nwhat it lacks, and how to get it\n"
+		want := "fathom trace: trace 10.0.0.1: hop 1: a mark: unsupported operation\nwhat it lacks, and how to get it\nUDP and TCP without a mark need none of this.\n"
 		if diff := cmp.Diff(want, app.err.String()); diff != "" {
 			t.Errorf("standard error (-want +got):\n%s", diff)
 		}
