@@ -216,11 +216,7 @@ func (b *user) prepare(i uint32) (*userSocket, []byte, error) {
 	port := s.req.LocalPort
 	id := identity{proto: UDP, v6: v == 1, dst: s.dst, b: s.req.Port}
 	if s.req.Flow != 0 {
-		base := port
-		if base == 0 {
-			base = e.udpPort()
-		}
-		port = flowSource(base, s.req.Flow)
+		port = e.sourcePort(&s.req)
 		if id.b == 0 {
 			id.b = flowPort
 		}
@@ -295,11 +291,7 @@ func (b *user) transmitTCP(i uint32) error {
 		id := identity{proto: TCP, v6: s.dst.Is6(), dst: s.dst, b: s.req.Port}
 		_, id.a = e.nextSequence()
 		if s.req.Flow != 0 {
-			base := s.req.LocalPort
-			if base == 0 {
-				base = e.udpPort()
-			}
-			id.a = flowSource(base, s.req.Flow)
+			id.a = e.sourcePort(&s.req)
 		}
 		if !e.identify(i, id, false) {
 			if s.req.Flow != 0 {
@@ -495,6 +487,13 @@ func (b *user) connected(c *rawio.Connected) {
 	s := e.slots.at(i)
 	e.clock()
 	e.counters.Received++
+	f := &c.Failure
+	icmp := f.Origin == rawio.OriginICMP || f.Origin == rawio.OriginICMPv6
+	status := errorStatus(4+2*ipVersion(s.dst), f.Type, f.Code)
+	if icmp && status == 0 {
+		e.counters.Irrelevant++
+		return
+	}
 	// A SYN that was repeated was sent a second after the first: the answer counts from there.
 	if c.Retransmits > 0 {
 		again := int64(time.Second) * (1<<min(c.Retransmits, 6) - 1)
@@ -503,18 +502,15 @@ func (b *user) connected(c *rawio.Connected) {
 			s.sentWall += again
 		}
 	}
-	version := 4 + 2*ipVersion(s.dst)
-	if f := &c.Failure; f.Origin == rawio.OriginICMP || f.Origin == rawio.OriginICMPv6 {
-		r := Result{Responder: f.Offender, HasICMP: true, ICMPType: f.Type, ICMPCode: f.Code, Status: errorStatus(version, f.Type, f.Code)}
-		if r.Status != 0 {
-			if c.Extension != nil {
-				if ext, err := packet.ParseExtensions(c.Extension); err == nil {
-					r.MPLS = ext.AppendLabels(nil)
-				}
+	if icmp {
+		r := Result{Status: status, Responder: f.Offender, HasICMP: true, ICMPType: f.Type, ICMPCode: f.Code}
+		if c.Extension != nil {
+			if ext, err := packet.ParseExtensions(c.Extension); err == nil {
+				r.MPLS = ext.AppendLabels(nil)
 			}
-			e.answer(i, &r, 0)
-			return
 		}
+		e.answer(i, &r, 0)
+		return
 	}
 	switch c.Err {
 	case 0, syscall.ECONNREFUSED:

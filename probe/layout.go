@@ -61,32 +61,23 @@ func (e *engine) number(i uint32) error {
 		case ICMP:
 			id.a, id.b = icmpID, seq
 		case UDP:
-			id.a, id.b = e.udpPort(), seq
+			id.a, id.b = e.sourcePort(r), seq
 			switch {
 			case r.Flow != 0:
-				id.a, id.b = flowSource(e.udpPort(), r.Flow), flowPort
-				if r.LocalPort != 0 {
-					id.a = flowSource(r.LocalPort, r.Flow)
-				}
-				if r.Port != 0 {
-					id.b = r.Port
+				if id.b = r.Port; id.b == 0 {
+					id.b = flowPort
 				}
 				id.token, flow = uint32(seq), true
 			case r.LocalPort != 0 && r.Port != 0:
-				id.a, id.b = r.LocalPort, r.Port
+				id.b = r.Port
 				id.token, flow = uint32(seq), true
-			case r.LocalPort != 0:
-				id.a = r.LocalPort
 			case r.Port != 0:
 				id.a, id.b = seq, r.Port
 			}
 		case TCP, SCTP:
 			id.a, id.b = seq, r.Port
 			if r.Flow != 0 {
-				id.a = flowSource(e.udpPort(), r.Flow)
-				if r.LocalPort != 0 {
-					id.a = flowSource(r.LocalPort, r.Flow)
-				}
+				id.a = e.sourcePort(r)
 			}
 			// Unforgeable by those who do not see the probe.
 			id.token, flow = rand.Uint32()|1, r.Protocol == SCTP
@@ -96,6 +87,18 @@ func (e *engine) number(i uint32) error {
 		}
 	}
 	return ErrExhausted
+}
+
+// sourcePort is the source port of UDP probes, unless it is their number, and of all flows.
+func (e *engine) sourcePort(r *Request) uint16 {
+	port := r.LocalPort
+	if port == 0 {
+		port = e.udpPort()
+	}
+	if r.Flow != 0 {
+		port = flowSource(port, r.Flow)
+	}
+	return port
 }
 
 // udpPort is the source port of UDP probes that name none.

@@ -61,6 +61,7 @@ func New(opts Options) (*Prober, error) {
 		e.run()
 	}()
 	if err := <-started; err != nil {
+		e.back.close()
 		e.host.Close()
 		return nil, fmt.Errorf("open prober: %w", err)
 	}
@@ -200,7 +201,9 @@ func (p *Prober) Cancel(h Handle) {
 		return
 	}
 	p.mu.Lock()
-	p.cancels = append(p.cancels, h)
+	if !p.closed { // then all probes end anyway
+		p.cancels = append(p.cancels, h)
+	}
 	p.mu.Unlock()
 	p.wake()
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -14,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/seed5728abee/fathom/internal/rawio"
 	"github.com/seed5728abee/fathom/lab"
 )
 
@@ -215,4 +217,84 @@ func TestStampsOfQueue(t *testing.T) {
 			t.Errorf("%d stamped, %d wrong, up to %v", timed, wrong, worst)
 		}
 	})
+}
+
+// TestDescriptors: neither Close nor a New that fails leaves a descriptor open.
+func TestDescriptors(t *testing.T) {
+	l := path(t)
+	h := l.Host("a")
+	count := func() int {
+		d, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(d)
+	}
+	once := func(do func(func() error) error, mode Mode, fails bool) {
+		var p *Prober
+		err := do(func() (err error) {
+			p, err = New(Options{Mode: mode})
+			return err
+		})
+		if fails != (err != nil) {
+			t.Fatalf("%v: %v, want an error: %v", mode, err, fails)
+		}
+		if err != nil {
+			return
+		}
+		for k := range 100 {
+			for _, proto := range protocols {
+				_, _ = p.Start(Request{Target: l.Host("b").Addr(), Protocol: proto, LocalPort: uint16(5000 + k), Port: openPort}, func(Result) {})
+			}
+		}
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	all := func() {
+		once(h.Do, Privileged, false)
+		once(h.DoUnprivileged, Unprivileged, false)
+		once(h.DoUnprivileged, Auto, false)
+		once(h.DoUnprivileged, Privileged, true)
+	}
+	all() // the runtime opens some of its own
+	before := count()
+	for range 5 {
+		all()
+	}
+	if after := count(); after > before {
+		t.Errorf("%d descriptors before, %d after", before, after)
+	}
+}
+
+// TestIrrelevantFailure: an ICMP message that means nothing for a probe does not end one by TCP either; least of all
+// is it a reply.
+func TestIrrelevantFailure(t *testing.T) {
+	p, e := openEngine(t, nil, Options{Mode: Unprivileged})
+	p.features.TCP = true
+	ended := 0
+	for _, errno := range []unix.Errno{0, unix.EPROTO} {
+		h, err := p.Start(Request{Target: target[0], Protocol: TCP}, func(r Result) {
+			if ended++; !errors.Is(r.Err, ErrClosed) {
+				t.Errorf("errno %v: %+v", errno, r)
+			}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		e.take()
+		i := e.slots.pop(&e.queue, byTime)
+		e.slots.at(i).src = local[0]
+		if err := e.number(i); err != nil {
+			t.Fatal(err)
+		}
+		e.sent(i, e.now, e.wall)
+		e.back.(*user).connected(&rawio.Connected{
+			Key: uint64(h.gen)<<32 | uint64(h.slot), Err: errno,
+			Failure: rawio.Failure{Origin: rawio.OriginICMP, Type: 12, Errno: uint32(unix.EPROTO), Offender: router[0]},
+		})
+	}
+	if ended != 0 || e.counters.Irrelevant != 2 {
+		t.Errorf("%d ended, %+v", ended, e.counters)
+	}
 }

@@ -140,3 +140,21 @@ func TestFlood(t *testing.T) {
 		})
 	}
 }
+
+// TestCancelAfterClose: handles that nobody will look at are not kept.
+func TestCancelAfterClose(t *testing.T) {
+	p, _ := open(t, nil, Options{})
+	h, err := p.Start(Request{Target: target[0]}, func(Result) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for range 100 {
+		p.Cancel(h)
+	}
+	if n := len(p.cancels); n != 0 {
+		t.Errorf("%d kept", n)
+	}
+}
