@@ -11,6 +11,7 @@ import (
 	"io"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -160,8 +161,64 @@ type probeText struct {
 	drawn      time.Time
 }
 
-// streamedNameWidth is the width of the column of names when they are not known yet: any IPv6 address fits.
-const streamedNameWidth = 39
+// probeColumns are the columns of the table with their least widths. Together they are narrow enough for
+// a line of 80 with any IPv4 address, and with names and IPv6 addresses of usual length.
+var probeColumns = [...]struct {
+	title string
+	width int
+}{
+	{"TARGET", len("255.255.255.255")},
+	{"SENT", 4}, {"RECV", 4}, {"LOSS", 5},
+	{"MIN ms", 6}, {"AVG", 5}, {"MED", 5}, {"P95", 5}, {"P99", 5}, {"MAX", 5}, {"JITTER", 6},
+}
+
+// probeRow is a line of the table.
+type probeRow [len(probeColumns)]string
+
+// probeWidths are the widths of the columns of the table.
+type probeWidths [len(probeColumns)]int
+
+// streamedNameWidth is the width of the column of names when they are not known yet: what fits a line
+// of 80. What is wider pushes its own line only.
+const streamedNameWidth = 20
+
+// leastWidths gives the widths of the columns before anything is known.
+func leastWidths() (widths probeWidths) {
+	for i, c := range probeColumns {
+		widths[i] = c.width
+	}
+	return widths
+}
+
+// fit makes the columns as wide as a row needs.
+func (w *probeWidths) fit(row *probeRow) {
+	for i, cell := range row {
+		w[i] = max(w[i], len(cell))
+	}
+}
+
+// line puts a row into the columns: names to the left, figures to the right.
+func (w *probeWidths) line(row *probeRow) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%-*s", w[0], row[0])
+	for i, cell := range row[1:] {
+		fmt.Fprintf(&b, " %*s", w[i+1], cell)
+	}
+	return b.String()
+}
+
+// newProbeRow gives the figures of a target. The target stands there as the user gave it.
+func newProbeRow(t *probeTarget) *probeRow {
+	row := probeRow{t.name, strconv.FormatUint(t.sent, 10), strconv.FormatUint(t.received(), 10), percent(t.loss())}
+	q := t.rtt.quantiles(0.5, 0.95, 0.99)
+	for i, d := range []time.Duration{t.rtt.min, t.rtt.mean(), q[0], q[1], q[2], t.rtt.max, t.rtt.jitter()} {
+		row[4+i] = "-"
+		if t.rtt.count > 0 {
+			row[4+i] = shortMilliseconds(d)
+		}
+	}
+	return &row
+}
 
 func (p *probeText) admitted(t *probeTarget) {
 	if !p.lines || t.err != nil {
@@ -249,6 +306,16 @@ func milliseconds(d time.Duration) string {
 	return fmt.Sprintf("%.3f", float64(d)/float64(time.Millisecond))
 }
 
+// shortMilliseconds is milliseconds in five characters: long times lose decimals.
+func shortMilliseconds(d time.Duration) string {
+	for decimals := 3; ; decimals-- {
+		s := fmt.Sprintf("%.*f", decimals, float64(d)/float64(time.Millisecond))
+		if len(s) <= 5 || decimals == 0 {
+			return s
+		}
+	}
+}
+
 // targetName is the name with the address, unless they are the same.
 func targetName(t *probeTarget) string {
 	if !t.addr.IsValid() || t.name == t.addr.String() {
@@ -262,13 +329,15 @@ func (p *probeText) finished(t *probeTarget) {
 		p.held = append(p.held, t)
 		return
 	}
-	p.row(t, streamedNameWidth)
+	widths := leastWidths()
+	widths[0] = streamedNameWidth
+	p.row(t, &widths)
 	p.problem(t)
 }
 
 // row prints a target's line of the table, and the table's heading before the first one. A target
 // that got no probe has none.
-func (p *probeText) row(t *probeTarget, width int) {
+func (p *probeText) row(t *probeTarget, widths *probeWidths) {
 	if t.sent == 0 {
 		return
 	}
@@ -276,25 +345,23 @@ func (p *probeText) row(t *probeTarget, width int) {
 		if p.lines {
 			fmt.Fprintln(p.w)
 		}
-		fmt.Fprintf(p.w, "%-*s  %6s %6s %6s %9s %9s %9s %9s %9s %9s %9s\n", width, "TARGET",
-			"SENT", "RECV", "LOSS", "MIN ms", "AVG", "MEDIAN", "P95", "P99", "MAX", "JITTER")
+		var titles probeRow
+		for i, c := range probeColumns {
+			titles[i] = c.title
+		}
+		fmt.Fprintln(p.w, widths.line(&titles))
 	}
 	p.rows++
-	fmt.Fprintf(p.w, "%-*s  %6d %6d %6s", width, targetName(t), t.sent, t.received(), percent(t.loss()))
-	if t.rtt.count > 0 {
-		q := t.rtt.quantiles(0.5, 0.95, 0.99)
-		for _, d := range []time.Duration{t.rtt.min, t.rtt.mean(), q[0], q[1], q[2], t.rtt.max, t.rtt.jitter()} {
-			fmt.Fprintf(p.w, " %9s", milliseconds(d))
-		}
-	} else {
-		fmt.Fprint(p.w, strings.Repeat("         -", 7))
-	}
+	fmt.Fprintln(p.w, widths.line(newProbeRow(t)))
+	var others []string
 	for s := probe.TimeExceeded; s <= probe.Failed; s++ {
 		if n := t.outcomes[s]; n > 0 && s != probe.NoReply {
-			fmt.Fprintf(p.w, "  %d %s", n, s)
+			others = append(others, fmt.Sprintf("%d %s", n, s))
 		}
 	}
-	fmt.Fprintln(p.w)
+	if len(others) > 0 {
+		fmt.Fprintf(p.w, "    %s\n", strings.Join(others, ", "))
+	}
 }
 
 // problem prints why a target had to be given up, after what was printed before it.
@@ -350,14 +417,14 @@ func (p *probeText) eraseProgress() {
 func (p *probeText) closing(c *campaignTotals) error {
 	p.eraseProgress()
 	slices.SortFunc(p.held, func(a, b *probeTarget) int { return cmp.Compare(a.number, b.number) })
-	width := len("255.255.255.255")
+	widths := leastWidths()
 	for _, t := range p.held {
 		if t.sent > 0 {
-			width = max(width, len(targetName(t)))
+			widths.fit(newProbeRow(t))
 		}
 	}
 	for _, t := range p.held {
-		p.row(t, width)
+		p.row(t, &widths)
 	}
 	for _, t := range p.held {
 		p.problem(t)

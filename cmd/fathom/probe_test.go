@@ -47,8 +47,9 @@ func TestProbeOneHost(t *testing.T) {
     2  no reply within 2s
     4  reply from 10.0.0.1  1.500 ms  ttl 64
 
-TARGET                       SENT   RECV   LOSS    MIN ms       AVG    MEDIAN       P95       P99       MAX    JITTER
-router.example (10.0.0.1)       4      2  50.0%     1.500     1.500     1.500     1.500     1.500     1.500     0.000  1 time-exceeded
+TARGET          SENT RECV  LOSS MIN ms   AVG   MED   P95   P99   MAX JITTER
+router.example     4    2 50.0%  1.500 1.500 1.500 1.500 1.500 1.500  0.000
+    1 time-exceeded
 `
 		if diff := cmp.Diff(want, app.out.String()); diff != "" {
 			t.Errorf("output (-want +got):\n%s", diff)
@@ -71,9 +72,9 @@ func TestProbeManyHosts(t *testing.T) {
 		if code := app.fathom(t.Context(), "probe", "-c1", "10.0.0.9", "no.example", "2001:db8::1"); code != exitFailed {
 			t.Errorf("exit code %d, want %d", code, exitFailed)
 		}
-		want := `TARGET             SENT   RECV   LOSS    MIN ms       AVG    MEDIAN       P95       P99       MAX    JITTER
-10.0.0.9              1      0   100%         -         -         -         -         -         -         -
-2001:db8::1           1      1     0%     1.235     1.235     1.235     1.235     1.235     1.235     0.000
+		want := `TARGET          SENT RECV  LOSS MIN ms   AVG   MED   P95   P99   MAX JITTER
+10.0.0.9           1    0  100%      -     -     -     -     -     -      -
+2001:db8::1        1    1    0%  1.235 1.235 1.235 1.235 1.235 1.235  0.000
 
 3 targets, 1 answered, 2 silent; 2 probes sent, 1 answered, 50.0% loss
 `
@@ -82,6 +83,46 @@ func TestProbeManyHosts(t *testing.T) {
 		}
 		if got, want := app.err.String(), "fathom probe: resolve no.example: no such host\n"; got != want {
 			t.Errorf("on standard error: %q, want %q", got, want)
+		}
+	})
+}
+
+// The table is no wider than a terminal of 80, whatever the times are; long names and many probes
+// widen their columns and keep the figures below their titles.
+func TestProbeTableFits(t *testing.T) {
+	rtts := map[string]time.Duration{
+		"10.0.0.1": 12_345 * time.Nanosecond, "255.255.255.255": 12345678 * time.Nanosecond,
+		"2001:db8:1::aaaa:bbb": 123456789 * time.Nanosecond, "2001:db8::1": 1999999 * time.Microsecond,
+	}
+	synctest.Test(t, func(t *testing.T) {
+		rule := func(req probe.Request) probe.Result {
+			return probe.Result{Status: probe.Replied, RTT: rtts[req.Target.String()]}
+		}
+		app := newTestApp(&fakeProber{rule: rule})
+		app.fathom(t.Context(), "probe", "-c9999", "-i1ms", "10.0.0.1", "255.255.255.255", "2001:db8:1::aaaa:bbb", "2001:db8::1")
+		want := `TARGET               SENT RECV  LOSS MIN ms   AVG   MED   P95   P99   MAX JITTER
+10.0.0.1             9999 9999    0%  0.012 0.012 0.012 0.012 0.012 0.012  0.000
+255.255.255.255      9999 9999    0%  12.35 12.35 12.35 12.35 12.35 12.35  0.000
+2001:db8:1::aaaa:bbb 9999 9999    0%  123.5 123.5 123.5 123.5 123.5 123.5  0.000
+2001:db8::1          9999 9999    0%   2000  2000  2000  2000  2000  2000  0.000
+
+4 targets, 4 answered, 0 silent; 39996 probes sent, 39996 answered, 0% loss
+`
+		if diff := cmp.Diff(want, app.out.String()); diff != "" {
+			t.Errorf("output (-want +got):\n%s", diff)
+		}
+		for line := range strings.Lines(want) {
+			if len(line) > 81 {
+				t.Errorf("wider than 80: %q", line)
+			}
+		}
+		app = newTestApp(&fakeProber{rule: rule})
+		app.fathom(t.Context(), "probe", "-qc10000", "-i1ms", "10.0.0.1")
+		want = `TARGET           SENT  RECV  LOSS MIN ms   AVG   MED   P95   P99   MAX JITTER
+10.0.0.1        10000 10000    0%  0.012 0.012 0.012 0.012 0.012 0.012  0.000
+`
+		if diff := cmp.Diff(want, app.out.String()); diff != "" {
+			t.Errorf("output (-want +got):\n%s", diff)
 		}
 	})
 }
@@ -141,7 +182,7 @@ func TestProbeOneHostOnTerminalRunsUntilInterrupted(t *testing.T) {
 		if code := app.fathom(ctx, "probe", "10.0.0.1"); code != exitDone {
 			t.Errorf("exit code %d, want %d", code, exitDone)
 		}
-		if row := "10.0.0.1             10     10     0%"; !strings.Contains(app.out.String(), row) {
+		if row := "10.0.0.1          10   10    0%"; !strings.Contains(app.out.String(), row) {
 			t.Errorf("no summary of 10 probes in:\n%s", &app.out)
 		}
 	})
