@@ -207,8 +207,8 @@ func (b *user) prepare(i uint32) (*userSocket, []byte, error) {
 		if sock == nil {
 			return nil, nil, fmt.Errorf("ICMP sockets for IPv%d: %w", 4+2*v, ErrPermission)
 		}
-		if !e.numberAs(i, identity{proto: ICMP, v6: v == 1, a: sock.port}, false) {
-			return nil, nil, ErrExhausted
+		if err := e.pick(i, identity{proto: ICMP, v6: v == 1, a: sock.port}, inDstPort); err != nil {
+			return nil, nil, err
 		}
 		data, err := appendTransport(b.one[0].Data[:0], s)
 		return sock, data, err
@@ -226,37 +226,22 @@ func (b *user) prepare(i uint32) (*userSocket, []byte, error) {
 		return nil, nil, err
 	}
 	id.a = port
-	fixed := id.b != 0
-	if !e.numberAs(i, id, fixed) {
-		return nil, nil, ErrExhausted
+	in := inDstPort
+	if id.b != 0 {
+		in = inToken
+	}
+	if err := e.pick(i, id, in); err != nil {
+		return nil, nil, err
 	}
 	header := packet.IPv4HeaderLen
 	if v == 1 {
 		header = packet.IPv6HeaderLen
 	}
 	data := appendPattern(b.one[0].Data[:0], max(s.req.Size-header-packet.UDPHeaderLen, 4), s.req.Pattern)
-	if fixed {
+	if in == inToken {
 		binary.BigEndian.PutUint16(data, uint16(s.token))
 	}
 	return sock, data, nil
-}
-
-// numberAs completes id with the next free sequence number: as ICMP's own, as the token
-// of a flow, or as the destination port.
-func (e *engine) numberAs(i uint32, id identity, flow bool) bool {
-	for range e.maxTries() {
-		_, seq := e.nextSequence()
-		switch {
-		case flow:
-			id.token = uint32(seq)
-		default:
-			id.b = seq
-		}
-		if e.identify(i, id, flow) {
-			return true
-		}
-	}
-	return false
 }
 
 // udpSocket is the socket with this source port; 0 is the one whose port the system chose.

@@ -46,6 +46,7 @@ type engine struct {
 	ids      uint32 // ICMP identifiers in use: firstID and those after it
 	firstID  uint16
 	firstSeq uint16
+	full     map[identity]int64 // kinds of probes that no number is left for, see pick: mono, until when
 
 	batch    [rawio.BatchSize]uint32
 	later    []uint32 // of the batch: put off
@@ -336,9 +337,6 @@ func (e *engine) nextSequence() (id, seq uint16) {
 	e.cursor = (c + 1) % (space * e.ids)
 	return e.firstID + uint16(c/space), e.firstSeq + uint16(c%space)
 }
-
-// maxTries bounds the search for a free sequence number.
-func (e *engine) maxTries() int { return int(65536-uint32(e.firstSeq)) * int(min(e.ids, 4)) }
 
 // roundTrip is the time between the departure of s and an arrival that the
 // kernel stamped at stamp (0: not stamped).

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"math/rand/v2"
 	"net/netip"
+	"time"
 
 	"github.com/seed5728abee/fathom/packet"
 )
@@ -48,44 +49,95 @@ func flowLabel(flow uint16) uint32 {
 	return uint32(flow)*0x9e3b&0xfffff | 1
 }
 
+// place is where an identity has the sequence number.
+type place uint8
+
+const (
+	inICMP    place = iota // the number, and the identifier when the numbers start over
+	inSrcPort              // source port
+	inDstPort              // destination port, or an echo request's number where the identifier is fixed
+	inToken                // nowhere else: what the ports are stays
+)
+
 // number gives slot i its identity on the wire: the next sequence number
 // that no probe in flight uses.
 func (e *engine) number(i uint32) error {
 	s := e.slots.at(i)
 	r := &s.req
-	for range e.maxTries() {
-		icmpID, seq := e.nextSequence()
-		id := identity{proto: r.Protocol, v6: s.dst.Is6(), dst: s.dst}
-		flow := false
-		switch r.Protocol {
-		case ICMP:
-			id.a, id.b = icmpID, seq
-		case UDP:
-			id.a, id.b = e.sourcePort(r), seq
-			switch {
-			case r.Flow != 0:
-				if id.b = r.Port; id.b == 0 {
-					id.b = flowPort
-				}
-				id.token, flow = uint32(seq), true
-			case r.LocalPort != 0 && r.Port != 0:
-				id.b = r.Port
-				id.token, flow = uint32(seq), true
-			case r.Port != 0:
-				id.a, id.b = seq, r.Port
+	id := identity{proto: r.Protocol, v6: s.dst.Is6(), dst: s.dst}
+	switch r.Protocol {
+	case ICMP:
+		return e.pick(i, id, inICMP)
+	case UDP:
+		id.a, id.b = e.sourcePort(r), r.Port
+		switch {
+		case r.Flow != 0:
+			if id.b == 0 {
+				id.b = flowPort
 			}
-		case TCP, SCTP:
-			id.a, id.b = seq, r.Port
-			if r.Flow != 0 {
-				id.a = e.sourcePort(r)
-			}
-			// Unforgeable by those who do not see the probe.
-			id.token, flow = rand.Uint32()|1, r.Protocol == SCTP
+			return e.pick(i, id, inToken)
+		case r.LocalPort != 0 && r.Port != 0:
+			return e.pick(i, id, inToken)
+		case r.Port != 0:
+			id.a = 0
+			return e.pick(i, id, inSrcPort)
 		}
-		if e.identify(i, id, flow) {
+		return e.pick(i, id, inDstPort)
+	case TCP, SCTP:
+		id.b = r.Port
+		if r.Flow != 0 {
+			id.a = e.sourcePort(r)
+			return e.pick(i, id, inToken)
+		}
+	}
+	return e.pick(i, id, inSrcPort)
+}
+
+// fullPause is how long no number is looked for where there was none: to look costs a millisecond or more,
+// and the probes to come are often of the same kind.
+const fullPause = int64(20 * time.Millisecond)
+
+// pick completes id with the next free sequence number.
+func (e *engine) pick(i uint32, id identity, in place) error {
+	kind := id
+	tries := 65536 - int(e.firstSeq)
+	if in == inICMP {
+		tries *= int(min(e.ids, 4))
+	}
+	if id.proto == ICMP {
+		kind.dst = netip.Addr{}
+	}
+	if until, ok := e.full[kind]; ok {
+		if e.now < until {
+			return ErrExhausted
+		}
+		delete(e.full, kind)
+	}
+	for range tries {
+		icmpID, seq := e.nextSequence()
+		switch in {
+		case inICMP:
+			id.a, id.b = icmpID, seq
+		case inSrcPort:
+			id.a = seq
+		case inDstPort:
+			id.b = seq
+		case inToken:
+			id.token = uint32(seq)
+		}
+		if id.proto == TCP || id.proto == SCTP {
+			// Unforgeable by those who do not see the probe.
+			id.token = rand.Uint32() | 1
+		}
+		// A datagram that answers a flow, and a short quote of an SCTP packet, do not tell the token.
+		if e.identify(i, id, id.proto == UDP && in == inToken || id.proto == SCTP) {
 			return nil
 		}
 	}
+	if e.full == nil || len(e.full) >= otherBound {
+		e.full = make(map[identity]int64)
+	}
+	e.full[kind] = e.now + fullPause
 	return ErrExhausted
 }
 

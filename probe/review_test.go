@@ -4,7 +4,9 @@
 package probe
 
 import (
+	"errors"
 	"net/netip"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -156,5 +158,46 @@ func TestCancelAfterClose(t *testing.T) {
 	}
 	if n := len(p.cancels); n != 0 {
 		t.Errorf("%d kept", n)
+	}
+}
+
+// TestSearchIsBounded: the search for a number where few are left or none does not keep the engine from the
+// probes of others, and ends with ErrExhausted.
+func TestSearchIsBounded(t *testing.T) {
+	for _, mode := range []Mode{Privileged, Unprivileged} {
+		t.Run(mode.String(), func(t *testing.T) {
+			p, _ := open(t, (&internet{silent: true}).carry, Options{Mode: mode})
+			const space = 65536 - DefaultFirstSequence
+			var exhausted, other atomic.Int64
+			// More UDP probes to one target than there are numbers, each of which looks for one.
+			for range space + 2000 {
+				if _, err := p.Start(Request{Target: target[0], Protocol: UDP, Timeout: time.Minute}, func(r Result) {
+					switch {
+					case errors.Is(r.Err, ErrExhausted):
+						exhausted.Add(1)
+					case !errors.Is(r.Err, ErrClosed):
+						other.Add(1)
+					}
+				}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for p.Counters().Sent < space {
+				time.Sleep(time.Millisecond)
+			}
+			start := time.Now()
+			if r, err := p.Probe(t.Context(), Request{Target: target[1], Protocol: UDP, Timeout: time.Millisecond}); err != nil || r.Status != NoReply {
+				t.Errorf("%+v, %v", r, err)
+			}
+			if took := time.Since(start); took > 300*time.Millisecond {
+				t.Errorf("a probe of 1 ms took %v", took)
+			}
+			for deadline := time.Now().Add(10 * time.Second); exhausted.Load() == 0 && time.Now().Before(deadline); {
+				time.Sleep(time.Millisecond)
+			}
+			if exhausted.Load() == 0 || other.Load() != 0 {
+				t.Errorf("%d exhausted, %d others", exhausted.Load(), other.Load())
+			}
+		})
 	}
 }
