@@ -174,7 +174,7 @@ func FuzzRequest(f *testing.F) {
 		f.Add(r.Target.AsSlice(), uint8(r.Protocol), uint8(64), uint8(0), byte(1), r.Port, r.LocalPort, 64, r.Flow, uint16(33434), "", int64(0))
 	}
 	f.Add(target[0].AsSlice(), uint8(9), uint8(0), uint8(255), byte(255), uint16(0), uint16(65535), MaxSize, uint16(65535), uint16(65535), "eth0", int64(-1))
-	f.Add([]byte{}, uint8(0), uint8(0), uint8(0), byte(0), uint16(0), uint16(0), 1<<40, uint16(0), uint16(0), "a\x00", int64(1)<<62)
+	f.Add([]byte{}, uint8(0), uint8(0), uint8(0), byte(0), uint16(0), uint16(0), 1<<30, uint16(0), uint16(0), "a\x00", int64(1)<<62)
 	f.Fuzz(func(t *testing.T, addr []byte, proto, ttl, tos, pattern byte, port, localPort uint16, size int, flow, first uint16, iface string, timeout int64) {
 		to, _ := netip.AddrFromSlice(addr)
 		req := Request{
