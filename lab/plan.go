@@ -71,15 +71,16 @@ func (n *planNode) address(f int) netip.Addr {
 	return netip.Addr{}
 }
 
-// hostsFile is the text of an /etc/hosts in which every node's name stands for its addresses.
+// hostsFile is the text of an /etc/hosts in which every node's name stands for all its addresses, so that each of
+// them has a name. Resolvers keep the order: the address that [planNode.address] gives comes first.
 func (p *plan) hostsFile() string {
 	var b strings.Builder
 	b.WriteString("127.0.0.1 localhost\n::1 localhost\n")
 	for _, n := range p.nodes {
-		for f := range 2 {
-			if a := n.address(f); a.IsValid() {
-				fmt.Fprintf(&b, "%s %s\n", a, n.name)
-			}
+		addrs := n.addresses()
+		slices.SortStableFunc(addrs, func(a, b netip.Addr) int { return cmp.Compare(family(a), family(b)) })
+		for _, a := range addrs {
+			fmt.Fprintf(&b, "%s %s\n", a, n.name)
 		}
 	}
 	return b.String()

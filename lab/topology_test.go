@@ -353,8 +353,32 @@ func TestNames(t *testing.T) {
 	if a.ifaces[0].name != "a-name-longer-t" || a.ifaces[1].name != "a-name-longer.2" {
 		t.Errorf("got %q and %q", a.ifaces[0].name, a.ifaces[1].name)
 	}
-	if got, want := p.hostsFile(), "\n10.0.1.1 a\n"; !strings.Contains(got, want) {
-		t.Errorf("hosts file: got %q, want %q in it", got, want)
+}
+
+func TestHostsFile(t *testing.T) {
+	p := mustPlan(t, `
+		[host.a]
+		[router.r]
+		addresses = ['2001:db8::1', '192.0.2.1']
+		[[wire]]
+		ends = ['a', 'r']
+		[[wire]]
+		ends = ['a', 'r']
+		subnets = ['10.9.0.0/24']
+	`)
+	const want = `127.0.0.1 localhost
+::1 localhost
+10.0.1.1 a
+10.9.0.1 a
+fd00:1ab:0:1::1 a
+192.0.2.1 r
+10.0.1.2 r
+10.9.0.2 r
+2001:db8::1 r
+fd00:1ab:0:1::2 r
+`
+	if diff := cmp.Diff(want, p.hostsFile()); diff != "" {
+		t.Errorf("hosts file (-want +got):\n%s", diff)
 	}
 }
 
