@@ -27,9 +27,9 @@ import (
 
 // Options of [Start]. The zero value works.
 type Options struct {
-	// HostsFile makes the names of nodes resolve inside the lab, by mounting a file over
-	// /etc/hosts. Only after [Enter], which makes the mount this process's own, and for one
-	// lab at a time.
+	// HostsFile makes the names of nodes resolve inside the lab, and all other names fail at once, by mounting
+	// files over /etc/hosts and /etc/resolv.conf. Only after [Enter], which makes the mounts this
+	// process's own, and for one lab at a time.
 	HostsFile bool
 }
 
@@ -151,7 +151,7 @@ func (l *Lab) build(opts Options) error {
 		}
 	}
 	if opts.HostsFile {
-		return mountHostsFile(l.plan.hostsFile())
+		return mountNames(l.plan.hostsFile())
 	}
 	return nil
 }
@@ -418,20 +418,31 @@ func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// mountHostsFile puts a file over /etc/hosts, in this process's mount namespace. The file lives in a tmpfs
-// that is unmounted at once; only the mount over /etc/hosts keeps it.
-func mountHostsFile(text string) error {
+// noResolver is an /etc/resolv.conf for a network without name servers: the address of the loopback interface
+// refuses at once, where the machine's name servers, which cannot be reached, would be waited for.
+const noResolver = "# A lab has no name servers; /etc/hosts has its names.\nnameserver 127.0.0.1\noptions timeout:1 attempts:1\n"
+
+// mountNames puts a file over /etc/hosts, and [noResolver] over /etc/resolv.conf, in this process's mount
+// namespace. The files live in a tmpfs that is unmounted at once; only the mounts over the others keep it.
+func mountNames(hosts string) error {
 	const scratch = "/mnt"
-	if err := unix.Mount("tmpfs", scratch, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "size=1m,mode=0755"); err != nil {
+	// The largest topology file of the shortest addresses and longest names makes less than 16 MB.
+	if err := unix.Mount("tmpfs", scratch, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "size=16m,mode=0755"); err != nil {
 		return fmt.Errorf("mount tmpfs for the hosts file: %w", err)
 	}
 	defer func() { _ = unix.Unmount(scratch, unix.MNT_DETACH) }() // at worst it stays, in our own mounts
-	path := filepath.Join(scratch, "hosts")
-	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-		return fmt.Errorf("write hosts file: %w", err)
-	}
-	if err := unix.Mount(path, "/etc/hosts", "", unix.MS_BIND, ""); err != nil {
-		return fmt.Errorf("mount hosts file: %w", err)
+	for _, f := range []struct{ name, text string }{{"hosts", hosts}, {"resolv.conf", noResolver}} {
+		path := filepath.Join(scratch, f.name)
+		if err := os.WriteFile(path, []byte(f.text), 0o644); err != nil {
+			return fmt.Errorf("write %s: %w", f.name, err)
+		}
+		err := unix.Mount(path, "/etc/"+f.name, "", unix.MS_BIND, "")
+		if errors.Is(err, unix.ENOENT) && f.name == "resolv.conf" {
+			continue // resolvers then ask 127.0.0.1 of their own accord
+		}
+		if err != nil {
+			return fmt.Errorf("mount %s: %w", f.name, err)
+		}
 	}
 	return nil
 }

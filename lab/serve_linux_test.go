@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -22,7 +23,13 @@ import (
 // holderVar makes the test binary hold the topology on its standard input, as "fathom lab up" does.
 const holderVar = "FATHOM_TEST_HOLD"
 
+// lookUpVar makes the test binary look a name or an address up.
+const lookUpVar = "FATHOM_TEST_LOOK_UP"
+
 func TestMain(m *testing.M) {
+	if name := os.Getenv(lookUpVar); name != "" {
+		os.Exit(lookUp(name))
+	}
 	if name := os.Getenv(holderVar); name != "" {
 		os.Exit(hold(name))
 	}
@@ -45,6 +52,22 @@ func hold(name string) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
+	return 0
+}
+
+func lookUp(name string) int {
+	var out []string
+	var err error
+	if _, e := netip.ParseAddr(name); e == nil {
+		out, err = net.DefaultResolver.LookupAddr(context.Background(), name)
+	} else {
+		out, err = net.DefaultResolver.LookupHost(context.Background(), name)
+	}
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	fmt.Println(strings.Join(out, " "))
 	return 0
 }
 
@@ -153,6 +176,49 @@ func TestServe(t *testing.T) {
 	}
 	if _, err := Dial("two"); !errors.Is(err, ErrNoLab) {
 		t.Errorf("after down: got %v, want %v", err, ErrNoLab)
+	}
+}
+
+// Every address of a node has its name, the name means its first address first, and a name that the lab does not know
+// is asked of nobody who would have to be waited for: by Go's resolver and by the C library's.
+func TestNamesInside(t *testing.T) {
+	c := launch(t, "names", `
+		[host.a]
+		[router.gw]
+		[router.r]
+		silent = true
+		[host.b]
+		[[wire]]
+		ends = ['a', 'gw']
+		[[wire]]
+		ends = ['gw', 'r']
+		[[wire]]
+		ends = ['r', 'b']
+	`)
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, resolver := range []string{"go", "cgo"} {
+		lookUp := func(name string) (int, string) {
+			return run(t, c, "a", fmt.Sprintf("GODEBUG=netdns=%s %s=%s exec %s", resolver, lookUpVar, name, exe), "")
+		}
+		// The C library may put IPv6 first.
+		if code, out := lookUp("r"); code != 0 || !strings.Contains(out, "10.0.2.2 10.0.3.1") || resolver == "go" && !strings.HasPrefix(out, "10.0.2.2 ") {
+			t.Errorf("%s: r: got code %d, %q; want 10.0.2.2, then 10.0.3.1", resolver, code, out)
+		}
+		for _, addr := range []string{"10.0.2.2", "10.0.3.1", "fd00:1ab:0:2::2", "fd00:1ab:0:3::1"} {
+			if code, out := lookUp(addr); code != 0 || strings.TrimRight(out, ".\n") != "r" {
+				t.Errorf("%s: %s: got code %d, %q; want r", resolver, addr, code, out)
+			}
+		}
+		for _, unknown := range []string{"nowhere.example", "192.0.2.77"} {
+			start := time.Now()
+			code, out := lookUp(unknown)
+			if took := time.Since(start); code != 1 || took > 900*time.Millisecond { // a server that is waited for has a second
+				t.Errorf("%s: %s: got code %d, %q after %v; want failure at once", resolver, unknown, code, out, took)
+			}
+		}
 	}
 }
 
