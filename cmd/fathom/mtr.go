@@ -195,8 +195,8 @@ func (a *app) runMtr(cmd *cobra.Command, o *mtrOptions, host string) error {
 		defer file.Close()
 		originSource = file
 	}
-	if o.request.Target, err = a.resolve(ctx, host, o.version.number()); err != nil {
-		return err
+	if o.request.Target, err = a.target(ctx, host, o.version.number(), o.request.Interface); err != nil {
+		return probeHint(err)
 	}
 	p, err := a.newProber(probe.Options{Mode: proberMode(o.unprivileged)}, o.request.Mark)
 	if err != nil {

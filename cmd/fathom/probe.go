@@ -167,7 +167,7 @@ func (a *app) runProbe(cmd *cobra.Command, o *probeOptions, args []string) error
 	source := &targetSource{
 		args: args, stdin: a.stdin, targets: make(chan *probeTarget),
 		resolve: func(ctx context.Context, host string) (netip.Addr, error) {
-			return a.resolve(ctx, host, o.version.number())
+			return a.target(ctx, host, o.version.number(), o.request.Interface)
 		},
 	}
 	sourceCtx, stop := context.WithCancel(ctx)

@@ -7,8 +7,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -245,6 +247,41 @@ func TestProbeUsageErrors(t *testing.T) {
 		}
 		if !strings.Contains(app.err.String(), tt.want) || app.out.Len() > 0 {
 			t.Errorf("%q: stderr %q without %q, stdout %q", tt.args, &app.err, tt.want, &app.out)
+		}
+	}
+}
+
+// A link-local address needs an interface, and one that exists, in every command.
+func TestLinkLocalTargetNeedsAnInterface(t *testing.T) {
+	const missing = "resolve fe80::1: a link-local address needs its interface: write fe80::1%INTERFACE\n"
+	first, err := net.InterfaceByIndex(1) // the loopback, whatever its name
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, command := range [][]string{{"probe", "-c1"}, {"trace", "-n"}, {"mtr", "--report", "-c1", "-n"}} {
+		for _, tt := range []struct {
+			args []string
+			want string
+		}{
+			{[]string{"fe80::1"}, missing},
+			{[]string{"fe80::1%no-such"}, "resolve fe80::1%no-such: there is no interface \"no-such\"\n`ip link` lists the interfaces of this host.\n"},
+			{[]string{"fe80::1%999999999"}, "resolve fe80::1%999999999: there is no interface \"999999999\"\n`ip link` lists the interfaces of this host.\n"},
+			{[]string{"fe80::1%" + first.Name}, ""},
+			{[]string{"fe80::1%1"}, ""},
+			{[]string{"--interface=" + first.Name, "fe80::1"}, ""},
+		} {
+			synctest.Test(t, func(t *testing.T) {
+				app := newTestApp(&fakeProber{rule: replyAfter(time.Millisecond)})
+				args := append(slices.Clone(command), tt.args...)
+				code := app.fathom(t.Context(), args...)
+				want, wantCode := tt.want, exitDone
+				if want != "" {
+					want, wantCode = "fathom "+command[0]+": "+want, exitFailed
+				}
+				if app.err.String() != want || code != wantCode {
+					t.Errorf("%q: exit code %d, standard error %q, want %q", args, code, &app.err, want)
+				}
+			})
 		}
 	}
 }

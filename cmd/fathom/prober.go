@@ -5,8 +5,10 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"net/netip"
+	"strconv"
 
 	"github.com/seed5728abee/fathom/probe"
 )
@@ -47,3 +49,39 @@ func newRealProber(o probe.Options, mark uint32) (prober, error) {
 func resolveHost(ctx context.Context, host string, version int) (netip.Addr, error) {
 	return probe.Resolve(ctx, net.DefaultResolver, host, version)
 }
+
+// target gives the address of a host. A link-local address of IPv6 says nothing without an interface
+// that exists: its own zone, or the one that is named to send through.
+func (a *app) target(ctx context.Context, host string, version int, through string) (netip.Addr, error) {
+	addr, err := a.resolve(ctx, host, version)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	switch zone := addr.Zone(); {
+	case zone != "":
+		if _, err := net.InterfaceByName(zone); err != nil && !interfaceNumber(zone) {
+			return netip.Addr{}, &probe.ResolveError{Host: host, Version: version, Err: noInterfaceError(zone)}
+		}
+	case addr.Is6() && (addr.IsLinkLocalUnicast() || addr.IsLinkLocalMulticast()) && through == "":
+		return netip.Addr{}, &probe.ResolveError{
+			Host: host, Version: version,
+			Err: fmt.Errorf("a link-local address needs its interface: write %s%%INTERFACE", addr),
+		}
+	}
+	return addr, nil
+}
+
+// interfaceNumber tells whether a zone is the number of an interface.
+func interfaceNumber(zone string) bool {
+	number, err := strconv.Atoi(zone)
+	if err == nil {
+		_, err = net.InterfaceByIndex(number)
+	}
+	return err == nil
+}
+
+// noInterfaceError names an interface that does not exist. It is probe.ErrNoInterface.
+type noInterfaceError string
+
+func (e noInterfaceError) Error() string   { return fmt.Sprintf("there is no interface %q", string(e)) }
+func (noInterfaceError) Is(err error) bool { return err == probe.ErrNoInterface }

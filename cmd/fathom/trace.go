@@ -194,9 +194,9 @@ func (a *app) runTrace(ctx context.Context, o *traceOptions, host string) error 
 		return err
 	}
 	defer closeSources()
-	target, err := a.resolve(ctx, host, o.version.number())
+	target, err := a.target(ctx, host, o.version.number(), o.request.Interface)
 	if err != nil {
-		return err
+		return probeHint(err)
 	}
 	o.request.Target = target
 
