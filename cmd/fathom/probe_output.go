@@ -256,9 +256,9 @@ func describeResult(r *probe.Result, timeout time.Duration) string {
 	case probe.TimeExceeded:
 		from("time exceeded")
 	case probe.HostUnreachable:
-		from("host unreachable")
+		from(unreachableText(r))
 	case probe.NetUnreachable:
-		from("network unreachable")
+		from("no route from this host")
 	case probe.NetworkDown:
 		from("network down")
 	case probe.HostDown:
@@ -287,6 +287,44 @@ func describeResult(r *probe.Result, timeout time.Duration) string {
 	}
 	return b.String()
 }
+
+// unreachableText says what a router, or the kernel, means by unreachable.
+func unreachableText(r *probe.Result) string {
+	if !r.HasICMP {
+		return "host unreachable"
+	}
+	texts := unreachable4
+	if r.Target.Is6() {
+		switch r.ICMPType {
+		case packet.ICMPv6PacketTooBig:
+			return "packet too big"
+		case packet.ICMPv6ParameterProblem:
+			return "protocol unreachable"
+		}
+		texts = unreachable6
+	}
+	if text, ok := texts[r.ICMPCode]; ok {
+		return text
+	}
+	return "unreachable"
+}
+
+// What the codes of destination unreachable mean: RFC 792, RFC 1122 and RFC 1812; RFC 4443. The marks
+// of trace are those of the same codes.
+var (
+	unreachable4 = map[uint8]string{
+		0: "network unreachable", 1: "host unreachable", 2: "protocol unreachable", 3: "port unreachable",
+		4: "packet too big", 5: "source route failed", 6: "network unknown", 7: "host unknown", 8: "source host isolated",
+		9: "network prohibited", 10: "host prohibited",
+		11: "network unreachable for this type of service", 12: "host unreachable for this type of service",
+		13: "communication prohibited", 14: "host precedence violation", 15: "precedence cut off",
+	}
+	unreachable6 = map[uint8]string{
+		0: "no route to the network", 1: "communication prohibited", 2: "beyond the scope of the source address",
+		3: "host unreachable", 4: "port unreachable", 5: "source address prohibited", 6: "route rejected",
+		7: "error in the source routing header",
+	}
+)
 
 // describeLabels gives an MPLS label stack as "mpls 16001 (tc 0, ttl 1)", outermost first.
 func describeLabels(stack []packet.Label) string {

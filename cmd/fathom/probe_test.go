@@ -251,6 +251,33 @@ func TestProbeUsageErrors(t *testing.T) {
 	}
 }
 
+// What is unreachable stands there in words, with the numbers beside it.
+func TestDescribeUnreachable(t *testing.T) {
+	v4, v6 := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")
+	for _, tt := range []struct {
+		result probe.Result
+		want   string
+	}{
+		{probe.Result{Status: probe.NetUnreachable, RTT: -1}, "no route from this host"},
+		{probe.Result{Status: probe.HostUnreachable, RTT: -1}, "host unreachable"},
+		{probe.Result{Status: probe.HostUnreachable, Target: v4, HasICMP: true, ICMPType: 3}, "network unreachable from 10.0.0.254  1.000 ms  icmp type 3 code 0"},
+		{probe.Result{Status: probe.HostUnreachable, Target: v4, HasICMP: true, ICMPType: 3, ICMPCode: 1}, "host unreachable from 10.0.0.254  1.000 ms  icmp type 3 code 1"},
+		{probe.Result{Status: probe.HostUnreachable, Target: v4, HasICMP: true, ICMPType: 3, ICMPCode: 4, MTU: 1400}, "packet too big from 10.0.0.254  1.000 ms  icmp type 3 code 4  mtu 1400"},
+		{probe.Result{Status: probe.HostUnreachable, Target: v4, HasICMP: true, ICMPType: 3, ICMPCode: 13}, "communication prohibited from 10.0.0.254  1.000 ms  icmp type 3 code 13"},
+		{probe.Result{Status: probe.HostUnreachable, Target: v4, HasICMP: true, ICMPType: 3, ICMPCode: 77}, "unreachable from 10.0.0.254  1.000 ms  icmp type 3 code 77"},
+		{probe.Result{Status: probe.HostUnreachable, Target: v6, HasICMP: true, ICMPType: 1, ICMPCode: 1}, "communication prohibited from 10.0.0.254  1.000 ms  icmp type 1 code 1"},
+		{probe.Result{Status: probe.HostUnreachable, Target: v6, HasICMP: true, ICMPType: 2, MTU: 1280}, "packet too big from 10.0.0.254  1.000 ms  icmp type 2 code 0  mtu 1280"},
+		{probe.Result{Status: probe.HostUnreachable, Target: v6, HasICMP: true, ICMPType: 4, ICMPCode: 1}, "protocol unreachable from 10.0.0.254  1.000 ms  icmp type 4 code 1"},
+	} {
+		if tt.result.HasICMP {
+			tt.result.Responder, tt.result.RTT = netip.MustParseAddr("10.0.0.254"), time.Millisecond
+		}
+		if got := describeResult(&tt.result, time.Second); got != tt.want {
+			t.Errorf("%q, want %q", got, tt.want)
+		}
+	}
+}
+
 // A link-local address needs an interface, and one that exists, in every command.
 func TestLinkLocalTargetNeedsAnInterface(t *testing.T) {
 	const missing = "resolve fe80::1: a link-local address needs its interface: write fe80::1%INTERFACE\n"
