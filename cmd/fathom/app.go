@@ -70,9 +70,17 @@ func newApp() *app {
 
 // run runs the command line and gives the exit code.
 func (a *app) run(ctx context.Context, argv []string) int {
+	out := &checkedWriter{Writer: a.stdout}
+	a.stdout = out
 	root := newRootCommand(a)
 	root.SetArgs(commandLine(argv))
 	cmd, err := root.ExecuteContextC(ctx)
+	if out.err != nil {
+		a.started = true // the command line was right
+		if err == nil || errors.Is(err, errQuiet) {
+			err = out.err
+		}
+	}
 	if err == nil {
 		return exitDone
 	}
@@ -98,6 +106,21 @@ func (a *app) run(ctx context.Context, argv []string) int {
 		}
 	}
 	return code
+}
+
+// checkedWriter remembers the first failed write, for those who print without looking: help, and
+// texts for eyes. A result that nobody got is a failure.
+type checkedWriter struct {
+	io.Writer
+	err error
+}
+
+func (w *checkedWriter) Write(b []byte) (int, error) {
+	n, err := w.Writer.Write(b)
+	if w.err == nil {
+		w.err = err
+	}
+	return n, err
 }
 
 // printJSON writes v to stdout as indented JSON, for commands whose result is one document.

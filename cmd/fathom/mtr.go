@@ -262,7 +262,11 @@ func (a *app) runMtr(cmd *cobra.Command, o *mtrOptions, host string) error {
 
 // watch shows the live view until the user leaves it, or ctx or the trace ends.
 func (a *app) watch(ctx context.Context, m *mtrModel) error {
-	program := tea.NewProgram(m, tea.WithContext(ctx), tea.WithInput(a.stdin), tea.WithOutput(a.stdout), tea.WithoutSignalHandler())
+	screen := a.stdout
+	if w, ok := screen.(*checkedWriter); ok {
+		screen = w.Writer // bubbletea asks whether it is a terminal
+	}
+	program := tea.NewProgram(m, tea.WithContext(ctx), tea.WithInput(a.stdin), tea.WithOutput(screen), tea.WithoutSignalHandler())
 	if _, err := program.Run(); err != nil && ctx.Err() == nil {
 		return err
 	}

@@ -105,3 +105,14 @@ func TestDurations(t *testing.T) {
 		}
 	}
 }
+
+// Help that nobody got is a failure, though cobra does not look.
+func TestHelpTellsOfAFailedWrite(t *testing.T) {
+	for _, args := range [][]string{{"--help"}, {"help", "probe"}, {"probe", "--help"}, {"--version"}} {
+		app := newTestApp(nil)
+		app.stdout = failingWriter{}
+		if code := app.fathom(t.Context(), args...); code != exitFailed || !strings.HasSuffix(app.err.String(), ": no space left\n") {
+			t.Errorf("%q: exit code %d, standard error %q", args, code, &app.err)
+		}
+	}
+}
