@@ -95,7 +95,7 @@ func (h *Host) DoUnprivileged(f func() error) error {
 	})
 }
 
-// A Cmd is an [exec.Cmd] that runs inside a node. Its methods shadow those that start and wait; all
+// A Cmd is an [exec.Cmd] that runs inside a node, whose name is the host name that it sees. Its methods shadow those that start and wait; all
 // fields can be used. It is killed when its lab closes or this process ends.
 type Cmd struct {
 	*exec.Cmd
@@ -148,6 +148,10 @@ func (c *Cmd) Start() error {
 func (c *Cmd) startHere() error {
 	if err := c.host.ns.enterThread(); err != nil {
 		return err
+	}
+	// The node's name for the command's prompts and logs. A system that refuses costs no more than that.
+	if unix.Unshare(unix.CLONE_NEWUTS) == nil {
+		_ = unix.Sethostname([]byte(c.host.Name()))
 	}
 	if c.Unprivileged {
 		// What the bounding set lacks, no exec can gain, not even as root.

@@ -136,6 +136,16 @@ func TestServe(t *testing.T) {
 	if st.Name != "two" || len(st.Nodes) != 2 || st.Nodes[1].Addresses[0].String() != "10.0.1.2" || st.Wires[0].Forward != "1ms" {
 		t.Errorf("status: %+v", st)
 	}
+	outside, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if code, out := run(t, c, "b", "cat /proc/sys/kernel/hostname", ""); code != 0 || out != "b\n" {
+		t.Errorf("host name: got code %d, %q; want b", code, out)
+	}
+	if now, err := os.Hostname(); err != nil || now != outside {
+		t.Errorf("host name outside: got %q, %v; want %q as before", now, err, outside)
+	}
 	if code, out := run(t, c, "a", "cat; echo $COLOUR $PWD; grep 10.0.1.2 /etc/hosts; exit 7", "in\n"); code != 7 || out != "in\nblue /\n10.0.1.2 b\n" {
 		t.Errorf("command: got code %d, output %q", code, out)
 	}
