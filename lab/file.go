@@ -59,7 +59,7 @@ func Parse(data []byte) (*Topology, error) {
 	dec := toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields()
 	if err := dec.Decode(&f); err != nil {
 		if strict, ok := errors.AsType[*toml.StrictMissingError](err); ok {
-			return nil, fmt.Errorf("%w: unknown key\n%s", ErrTopology, strict.String())
+			return nil, fmt.Errorf("%w: %s", ErrTopology, describeUnknown(strict, data))
 		}
 		if decode, ok := errors.AsType[*toml.DecodeError](err); ok {
 			return nil, fmt.Errorf("%w: %w\n%s", ErrTopology, decode, decode.String())
@@ -74,6 +74,65 @@ func Parse(data []byte) (*Topology, error) {
 		return nil, err
 	}
 	return t, nil
+}
+
+// tables are the names of the tables of a topology file.
+var tables = []string{"host", "router", "bridge", "nat", "wire", "route"}
+
+// describeUnknown names the first keys and tables of a file that a topology has not, each with its line.
+func describeUnknown(strict *toml.StrictMissingError, data []byte) string {
+	const most = 8
+	lines := strings.Split(string(data), "\n")
+	var out []string
+	for i := range strict.Errors[:min(most, len(strict.Errors))] {
+		row, _ := strict.Errors[i].Position()
+		line := strings.TrimSpace(lines[row-1])
+		key := strict.Errors[i].Key()
+		what := fmt.Sprintf("unknown key %q", strings.Join(key, "."))
+		switch {
+		case strings.HasPrefix(line, "[") && !slices.Contains(tables, key[0]):
+			what = fmt.Sprintf("unknown table %q%s; want one of %s", key[0], didYouMean(key[0], tables), strings.Join(tables, ", "))
+		case strings.HasPrefix(line, "["):
+			what = fmt.Sprintf("unknown table %q", strings.Join(key, "."))
+		}
+		out = append(out, fmt.Sprintf("%s\n%d| %s", what, row, line))
+	}
+	return strings.Join(out, "\n")
+}
+
+// didYouMean suggests the closest of some words, if at most two letters, and not more than half of them, are wrong.
+func didYouMean(word string, words []string) string {
+	best, least := "", min(2, len(word)/2)+1
+	for _, w := range words {
+		if d := editDistance(word, w); d < least {
+			best, least = w, d
+		}
+	}
+	if best == "" {
+		return ""
+	}
+	return " (did you mean " + best + "?)"
+}
+
+// editDistance is how many bytes must be inserted, deleted or replaced to make b of a (Levenshtein 1966).
+func editDistance(a, b string) int {
+	row := make([]int, len(b)+1) // distances from the part of a that was looked at to each beginning of b
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			replace := diagonal
+			if a[i] != b[j] {
+				replace++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(replace, row[j]+1, diagonal+1)
+		}
+	}
+	return row[len(b)]
 }
 
 // MustParse is [Parse] for topologies written in a program. It panics on a malformed one.
@@ -335,8 +394,10 @@ func (p *prefixText) UnmarshalText(b []byte) (err error) {
 		p.Prefix = netip.PrefixFrom(addr, addr.BitLen())
 		return nil
 	}
-	p.Prefix, err = netip.ParsePrefix(string(b))
-	return err
+	if p.Prefix, err = netip.ParsePrefix(string(b)); err != nil {
+		return fmt.Errorf("%q is no address or prefix; want one like 192.0.2.1 or 192.0.2.0/24", b)
+	}
+	return nil
 }
 
 type durationText struct{ time.Duration }

@@ -134,7 +134,11 @@ func TestParseFaults(t *testing.T) {
 	for _, test := range []struct{ name, text, want string }{
 		{"empty", "", "it has no nodes"},
 		{"not TOML", "[host", "1| [host"},
-		{"unknown key", "[host.a]\ncolour = 'red'", "colour"},
+		{"unknown key", "[host.a]\ncolour = 'red'", "unknown key \"host.a.colour\"\n2| colour = 'red'"},
+		{"unknown table", "[host.a]\n[hots.b]", "unknown table \"hots\" (did you mean host?); want one of host, router, bridge, nat, wire, route\n2| [hots.b]"},
+		{"unlike any table", "[host.a]\n[[lan]]\nx = 1", `unknown table "lan"; want one of host`},
+		{"table in a table", "[host.a.eth0]\nx = 1", `unknown table "host.a.eth0"`},
+		{"address", "[host.a]\naddresses = ['1.2.3.400']", `"1.2.3.400" is no address or prefix; want one like 192.0.2.1 or 192.0.2.0/24`},
 		{"name", "name = 'A b'\n[host.a]", `name "A b"`},
 		{"node name", "[host.'Ä']", `host "Ä"`},
 		{"reserved name", "[host.lo]", `host "lo"`},
