@@ -137,6 +137,7 @@ func (e *engine) pick(i uint32, id identity, in place) error {
 	if e.full == nil || len(e.full) >= otherBound {
 		e.full = make(map[identity]int64)
 	}
+	e.clock()
 	e.full[kind] = e.now + fullPause
 	return ErrExhausted
 }

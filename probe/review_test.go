@@ -189,7 +189,7 @@ func TestSearchIsBounded(t *testing.T) {
 			if r, err := p.Probe(t.Context(), Request{Target: target[1], Protocol: UDP, Timeout: time.Millisecond}); err != nil || r.Status != NoReply {
 				t.Errorf("%+v, %v", r, err)
 			}
-			if took := time.Since(start); took > 300*time.Millisecond {
+			if took := time.Since(start); took > time.Second {
 				t.Errorf("a probe of 1 ms took %v", took)
 			}
 			for deadline := time.Now().Add(10 * time.Second); exhausted.Load() == 0 && time.Now().Before(deadline); {
