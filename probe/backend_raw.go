@@ -56,7 +56,7 @@ type rawReceiver struct {
 // trace, none to speak of in a flood. Probes without one take an even share of the time that
 // their batch's system call took, which in a flood of equal probes is right to a microsecond or two.
 const (
-	stampRate  = 20000
+	stampRate  = 10000
 	stampBurst = 4 * rawio.BatchSize
 )
 
@@ -107,7 +107,8 @@ func newRaw(e *engine) (*raw, error) {
 func (b *raw) openVersion(v int) error {
 	e := b.e
 	version := 4 + 2*v
-	tx, err := e.host.Open(rawio.Spec{Version: version, Kind: rawio.RawHeader})
+	// The kernel tells a socket that a full queue dropped its packet only if it has an error queue.
+	tx, err := e.host.Open(rawio.Spec{Version: version, Kind: rawio.RawHeader, ReceiveErrors: true})
 	if err != nil {
 		return err
 	}
@@ -285,6 +286,8 @@ func (b *raw) flush(tx *rawSender) {
 			}
 			from = tx.n
 		case errors.Is(err, syscall.EMSGSIZE):
+			// The kernel says so in the error queue as well, where nobody waits for it.
+			_, _ = tx.conn.ReceiveErrors(b.stamps[:1])
 			b.sendLong(i)
 			from++
 		default:
