@@ -117,7 +117,7 @@ clean: ## remove ./build
 
 .PHONY: deps deps-race
 deps: ## install the programs that the tests compare with
-	@tools/deps mtr:mtr-tiny fping:fping ping:iputils-ping ip:iproute2 nft:nftables
+	@tools/deps mtr:mtr-tiny fping:fping ping:iputils-ping ip:iproute2
 
 deps-race: deps
 	@tools/deps gcc:gcc /usr/include/stdlib.h:libc6-dev
