@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -323,14 +324,20 @@ func (t *traceRun) paths(ctx context.Context) error {
 	return t.finish(ctx, g, nil, err)
 }
 
-// finish prints the document, if any, draws the picture, and says whether the target was reached.
+// finish prints the document, if any, draws the picture, and says whether the target was reached. A trace
+// that found nothing leaves an older picture alone.
 func (t *traceRun) finish(ctx context.Context, g *trace.Graph, document any, err error) error {
 	if document != nil {
 		if err := t.printJSON(document); err != nil {
 			return err
 		}
 	}
-	if t.picture != nil {
+	answered := slices.ContainsFunc(g.Nodes, func(n trace.Node) bool { return n.Answers > 0 })
+	switch {
+	case t.picture == nil:
+	case !answered:
+		fmt.Fprintf(t.stderr, "nothing answered: no picture in %s\n", t.options.graph)
+	default:
 		about := func(addr netip.Addr) trace.Annotation { return t.about(ctx, addr) }
 		if err := t.picture.draw(g, about); err != nil {
 			return err

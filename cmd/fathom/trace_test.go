@@ -179,6 +179,29 @@ func TestTraceJSON(t *testing.T) {
 	}
 }
 
+// A trace that found nothing leaves an older picture alone, and no empty file behind.
+func TestTraceWithoutAnswersDrawsNothing(t *testing.T) {
+	older, fresh := t.TempDir()+"/older.svg", t.TempDir()+"/fresh.svg"
+	if err := os.WriteFile(older, []byte("a picture"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	silence := func(n []*tracetest.Node) { n[0].Firewall, n[0].Silent = true, true }
+	for _, args := range [][]string{{}, {"--json"}, {"--multipath"}} {
+		for _, file := range []string{older, fresh} {
+			code, app := runTrace(t, silence, append(args, "-w1", "--graph", file, "192.0.2.1")...)
+			if want := "nothing answered: no picture in " + file + "\n"; code != exitFailed || app.err.String() != want {
+				t.Errorf("%v: exit code %d, standard error %q, want %q", args, code, &app.err, want)
+			}
+		}
+		if got, err := os.ReadFile(older); string(got) != "a picture" {
+			t.Errorf("%v: the older picture is now %q, %v", args, got, err)
+		}
+		if _, err := os.Stat(fresh); err == nil {
+			t.Errorf("%v: %s exists", args, fresh)
+		}
+	}
+}
+
 func TestTraceUsage(t *testing.T) {
 	for want, args := range map[string][]string{
 		"name one host": {},
