@@ -374,14 +374,16 @@ func TestMtrPrompts(t *testing.T) {
 
 		s.press("i", "esc")
 		s.want("every 1s · round 3")
-		s.press("i", "ctrl+u", "0.5", "enter")
+		s.press("i", "0.5", "enter") // typing replaces the value
 		s.want("every 500ms · round 0")
 		s.watch(1400 * time.Millisecond)
 		s.want("round 3")
 		s.press("i", "ctrl+u", "0", "enter")
 		s.want("interval 0s: want 1ms to 1h0m0s", "every 500ms")
 
-		s.press("s", "backspace", "backspace", "1500", "enter")
+		s.press("s", "backspace", "5", "enter") // backspace edits it
+		s.want("65 bytes")
+		s.press("s", "1500", "enter")
 		s.want("icmp · 1500 bytes")
 		s.press("s", "ctrl+u", "99999", "enter")
 		s.want("want a number from 0 to 65535", "1500 bytes")

@@ -62,6 +62,7 @@ type mtrModel struct {
 // mtrPrompt asks for a value in the line of keys.
 type mtrPrompt struct {
 	question, value string
+	edited          bool // a key has been typed: until then a character replaces the value
 	accept          func(string) error
 }
 
@@ -249,12 +250,16 @@ func (m *mtrModel) answer(key tea.KeyPressMsg) {
 		p.value = ""
 	default:
 		// Values are plain ASCII: numbers, durations, letters of columns.
+		if key.Text != "" && !p.edited {
+			p.value = ""
+		}
 		for _, r := range key.Text {
 			if ' ' <= r && r <= '~' && len(p.value) < mtrPromptLength {
 				p.value += string(r)
 			}
 		}
 	}
+	p.edited = true
 }
 
 // The colours are those of the terminal's own palette, so that they fit any background.
@@ -362,7 +367,7 @@ func (m *mtrModel) headLines() []string {
 	switch {
 	case m.prompt != nil:
 		third = mtrKey.Render(m.prompt.question+": ") + m.prompt.value + "▏" +
-			mtrFaint.Render("  enter: accept, esc: leave, ctrl+u: clear")
+			mtrFaint.Render("  enter: accept, esc: leave, backspace: edit")
 	case m.message != "":
 		third = mtrBad.Render(m.message)
 	default:
