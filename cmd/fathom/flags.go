@@ -111,6 +111,24 @@ func (v *ipVersion) number() int {
 	return 0
 }
 
+// given tells whether the command line itself has an option. What the environment says is meant for the
+// commands that it fits, and is ignored by the others.
+func given(cmd *cobra.Command, option string) (found bool) {
+	cmd.Flags().Visit(func(f *pflag.Flag) { found = found || f.Name == option })
+	return found
+}
+
+// checkPorts refuses ports for a protocol that would ignore them.
+func checkPorts(cmd *cobra.Command, p probe.Protocol) error {
+	switch {
+	case p == probe.ICMP && given(cmd, "port"):
+		return usagef("--port: icmp has no ports")
+	case p != probe.UDP && given(cmd, "local-port"):
+		return usagef("--local-port: only with --protocol udp")
+	}
+	return nil
+}
+
 // proberHint is probeHint for an error of an open prober, which knows what it lacks.
 func proberHint(p prober, err error) error {
 	if errors.Is(err, probe.ErrUnsupported) {

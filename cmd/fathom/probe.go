@@ -5,6 +5,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -117,7 +118,7 @@ func (o *probeOptions) check() error {
 
 func (a *app) runProbe(cmd *cobra.Command, o *probeOptions, args []string) error {
 	ctx := cmd.Context()
-	if err := o.check(); err != nil {
+	if err := cmp.Or(o.check(), checkPorts(cmd, o.request.Protocol)); err != nil {
 		return err
 	}
 	single := len(args) == 1 && args[0] != "-"

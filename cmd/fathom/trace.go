@@ -75,6 +75,14 @@ The exit code is 0 if the host was reached, 1 if not.`,
 			if o.window == 0 && cmd.Flags().Changed("window") {
 				return usagef("--window 0: want at least 1")
 			}
+			for _, name := range []string{"mda", "confidence"} {
+				if !o.multipath && given(cmd, name) {
+					return usagef("--%s: only with --multipath", name)
+				}
+			}
+			if err := checkPorts(cmd, o.request.Protocol); err != nil {
+				return err
+			}
 			return a.runTrace(cmd.Context(), &o, args[0])
 		},
 	}

@@ -209,7 +209,11 @@ func TestTraceUsage(t *testing.T) {
 		"--max-hops 300: want 1 to 255":                   {"-m", "300", "192.0.2.1"},
 		"--first 0: want 1 to 255":                        {"-f", "0", "192.0.2.1"},
 		"--queries 0":                                     {"-q", "0", "192.0.2.1"},
-		"--confidence 100: want more than 0":              {"--confidence", "100", "192.0.2.1"},
+		"--mda: only with --multipath":                    {"--mda", "192.0.2.1"},
+		"--confidence: only with --multipath":             {"--classic", "--confidence", "99", "192.0.2.1"},
+		"--port: icmp has no ports":                    {"-p", "icmp", "-P", "80", "192.0.2.1"},
+		"--local-port: only with --protocol udp":       {"-p", "tcp", "--local-port", "80", "192.0.2.1"},
+		"--confidence 100: want more than 0":              {"--multipath", "--confidence", "100", "192.0.2.1"},
 		"--graph a.png: want a name that ends in":         {"--graph", "a.png", "192.0.2.1"},
 		"--first 9 is beyond --max-hops 8":                {"-f", "9", "-m", "8", "192.0.2.1"},
 		"--window 0: want at least 1":                     {"--window", "0", "192.0.2.1"},
@@ -222,6 +226,15 @@ func TestTraceUsage(t *testing.T) {
 			t.Errorf("%v: exit code %d, %s; want %s", args, code, &app.err, want)
 		}
 	}
+	synctest.Test(t, func(t *testing.T) {
+		p, _ := traceDiamond()
+		app := newTestApp(p)
+		// The environment may hold what only some traces need.
+		app.env["FATHOM_CONFIDENCE"], app.env["FATHOM_MDA"], app.env["FATHOM_PORT"] = "99", "true", "80"
+		if code := app.fathom(t.Context(), "trace", "-n", "-p", "icmp", "192.0.2.1"); code != exitDone {
+			t.Errorf("exit code %d: %s", code, &app.err)
+		}
+	})
 	code, app := runTrace(t, nil, "--asn", "no-such-file.csv", "192.0.2.1")
 	if code != exitFailed || !strings.Contains(app.err.String(), "no-such-file.csv") {
 		t.Errorf("missing file: exit code %d, %s", code, &app.err)
