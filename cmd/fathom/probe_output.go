@@ -168,8 +168,16 @@ var probeColumns = [...]struct {
 	width int
 }{
 	{"TARGET", len("255.255.255.255")},
-	{"SENT", 4}, {"RECV", 4}, {"LOSS", 5},
-	{"MIN ms", 6}, {"AVG", 5}, {"MED", 5}, {"P95", 5}, {"P99", 5}, {"MAX", 5}, {"JITTER", 6},
+	{"SENT", 4},
+	{"RECV", 4},
+	{"LOSS", 5},
+	{"MIN ms", 6},
+	{"AVG", 5},
+	{"MED", 5},
+	{"P95", 5},
+	{"P99", 5},
+	{"MAX", 5},
+	{"JITTER", 6},
 }
 
 // probeRow is a line of the table.
