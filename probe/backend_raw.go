@@ -287,7 +287,7 @@ func (b *raw) flush(tx *rawSender) {
 			from = tx.n
 		case errors.Is(err, syscall.EMSGSIZE):
 			// The kernel says so in the error queue as well, where nobody waits for it.
-			_, _ = tx.conn.ReceiveErrors(b.stamps[:1])
+			b.readQueue(tx)
 			b.sendLong(i)
 			from++
 		default:
@@ -330,7 +330,15 @@ func (b *raw) sendLong(i uint32) {
 
 // takeStamps reads the departure stamps that are there.
 func (b *raw) takeStamps(tx *rawSender) {
-	for tx.stamps.owed > 0 {
+	if tx.stamps.owed > 0 {
+		b.readQueue(tx)
+	}
+}
+
+// readQueue empties a sender's error queue: departure stamps, and this host's own errors, which
+// were the results of calls already.
+func (b *raw) readQueue(tx *rawSender) {
+	for {
 		n, err := tx.conn.ReceiveErrors(b.stamps[:])
 		if err != nil || n == 0 {
 			return

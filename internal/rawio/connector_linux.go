@@ -80,7 +80,6 @@ func (c *Connector) begin(fd int, v6 bool, t Connect, key uint64) error {
 	options := []option{
 		{unix.SOL_SOCKET, unix.SO_REUSEADDR, 1},
 		{unix.SOL_SOCKET, unix.SO_REUSEPORT, 1},
-		{unix.IPPROTO_TCP, unix.TCP_SYNCNT, 1}, // one repetition at most: the prober repeats by itself
 	}
 	if v6 {
 		options = append(options,
