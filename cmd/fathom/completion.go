@@ -4,7 +4,10 @@
 package main
 
 import (
+	"net"
+
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 func newCompletionCommand(a *app) *cobra.Command {
@@ -40,4 +43,33 @@ func newCompletionCommand(a *app) *cobra.Command {
 			return usagef("no completion for shell %q: want bash, zsh, fish or powershell", args[0])
 		},
 	}
+}
+
+// valueCompletions completes the values of options, which mean the same in every command that has them.
+var valueCompletions = map[string]cobra.CompletionFunc{
+	"protocol":  cobra.FixedCompletions([]cobra.Completion{"icmp", "udp", "tcp", "sctp"}, cobra.ShellCompDirectiveNoFileComp),
+	"format":    cobra.FixedCompletions([]cobra.Completion{"mermaid", "svg"}, cobra.ShellCompDirectiveNoFileComp),
+	"interface": completeInterfaces,
+}
+
+func completeInterfaces(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	var names []cobra.Completion
+	for _, i := range interfaces {
+		names = append(names, i.Name)
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
+// completeValues lets a command's options complete their values.
+func completeValues(cmd *cobra.Command) {
+	cmd.LocalFlags().VisitAll(func(f *pflag.Flag) {
+		if complete, ok := valueCompletions[f.Name]; ok {
+			// It fails only for an option that does not exist, or has a completion of its own.
+			_ = cmd.RegisterFlagCompletionFunc(f.Name, complete)
+		}
+	})
 }

@@ -109,6 +109,7 @@ func (a *app) prepare(cmd *cobra.Command) {
 		a.prepare(sub)
 	}
 	cmd.Flags().SortFlags = false
+	completeValues(cmd)
 	cmd.DisableFlagsInUseLine = true // the usage template says it in our words
 	cmd.SuggestionsMinimumDistance = 2
 	switch run := cmd.RunE; {
