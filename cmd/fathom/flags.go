@@ -7,9 +7,11 @@ import (
 	"errors"
 	"math"
 	"net/netip"
+	"os"
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -129,23 +131,60 @@ func checkPorts(cmd *cobra.Command, p probe.Protocol) error {
 	return nil
 }
 
-// proberHint is probeHint for an error of an open prober, which knows what it lacks.
-func proberHint(p prober, err error) error {
+// proberHint is probeHint for an error of an open prober, which knows what it lacks, about a request.
+func proberHint(p prober, r probe.Request, err error) error {
 	if errors.Is(err, probe.ErrUnsupported) {
-		missing := p.Features().Missing
+		missing := missingFor(r, p.Features().Missing)
 		if len(missing) == 0 {
 			return err
 		}
-		return withHint(err, strings.Join(missing, "\n")+"\nUDP and TCP without a mark need none of this.")
+		hint := strings.Join(missing, "\n") + "\nUDP and TCP without a mark need none of this."
+		return withHint(err, strings.ReplaceAll(hint, "PROGRAM", programPath()))
 	}
 	return probeHint(err)
+}
+
+// missingFor picks the sentences that are about what a request asks for, or all if none seems to be. A
+// sentence begins with what is missing: "ICMP over IPv6: …", "SCTP, routing marks: …", "IPv6: …".
+func missingFor(r probe.Request, missing []string) []string {
+	version, other := "IPv4", "IPv6"
+	if r.Target.Is6() {
+		version, other = other, version
+	}
+	var picked []string
+	for _, sentence := range missing {
+		subject, _, _ := strings.Cut(sentence, ":")
+		asked := subject == version || strings.Contains(subject, strings.ToUpper(r.Protocol.String())) ||
+			r.Mark != 0 && strings.Contains(subject, "mark")
+		if asked && !strings.Contains(subject, other) {
+			picked = append(picked, sentence)
+		}
+	}
+	if len(picked) == 0 {
+		return missing
+	}
+	return picked
+}
+
+// programPath gives what a shell takes for the path of this program.
+func programPath() string {
+	path, err := os.Executable()
+	if err != nil {
+		return "$(command -v fathom)"
+	}
+	if strings.ContainsFunc(path, func(r rune) bool {
+		return !unicode.IsLetter(r) && !unicode.IsDigit(r) && !strings.ContainsRune("/._-+,:@", r)
+	}) {
+		path = "'" + strings.ReplaceAll(path, "'", `'\''`) + "'"
+	}
+	return path
 }
 
 // probeHint adds to an error of package probe what the user can do about it.
 func probeHint(err error) error {
 	switch {
 	case errors.Is(err, probe.ErrPermission):
-		return withHint(err, "Raw sockets need CAP_NET_RAW: run `sudo setcap cap_net_raw+ep $(command -v fathom)`, or use --unprivileged.\n"+
+		return withHint(err, "Raw sockets need CAP_NET_RAW: run `sudo setcap cap_net_raw+ep "+programPath()+"`, or use --unprivileged.\n"+
 			"Without it, ICMP needs your group in the sysctl net.ipv4.ping_group_range; UDP and TCP need nothing.")
 	case errors.Is(err, probe.ErrNoInterface):
 		return withHint(err, "`ip link` lists the interfaces of this host.")

@@ -233,12 +233,12 @@ func (a *app) runMtr(cmd *cobra.Command, o *mtrOptions, host string) error {
 			mpls: o.mpls, fields: fields, others: others, display: o.display, now: start,
 		}
 		if err := a.watch(ctx, m); err != nil {
-			return proberHint(p, err)
+			return proberHint(p, session.req, err)
 		}
 		// The screen is gone: leave the figures behind, as they were shown.
 		labels, fields, o.mpls = m.labels, m.fields, m.mpls
 	} else if err := a.waitForReport(ctx, session); err != nil {
-		return proberHint(p, err)
+		return proberHint(p, session.req, err)
 	}
 
 	report := &mtrReport{

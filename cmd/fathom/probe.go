@@ -143,7 +143,9 @@ func (a *app) runProbe(cmd *cobra.Command, o *probeOptions, args []string) error
 			msg = targetName(t) + ": " + msg // a ResolveError names the host itself
 		}
 		fmt.Fprintf(a.stderr, "%s: %s\n", cmd.CommandPath(), msg)
-		if h := hintFor(proberHint(p, t.err)); h != "" && !hinted[h] {
+		request := o.request
+		request.Target = t.addr
+		if h := hintFor(proberHint(p, request, t.err)); h != "" && !hinted[h] {
 			hinted[h] = true
 			fmt.Fprintln(a.stderr, h)
 		}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -324,7 +325,11 @@ func TestProbePermissionTellsWhatToDo(t *testing.T) {
 	if code := app.fathom(t.Context(), "probe", "10.0.0.1"); code != exitFailed {
 		t.Errorf("exit code %d, want %d", code, exitFailed)
 	}
-	if want := "setcap cap_net_raw+ep"; !strings.Contains(app.err.String(), want) {
+	path, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := "`sudo setcap cap_net_raw+ep " + path + "`"; !strings.Contains(app.err.String(), want) {
 		t.Errorf("no %q in %q", want, &app.err)
 	}
 }
@@ -346,6 +351,29 @@ fathom probe: 10.0.0.2: a mark: unsupported operation
 			t.Errorf("standard error (-want +got):\n%s", diff)
 		}
 	})
+}
+
+func TestHintNamesOnlyWhatTheRequestNeeds(t *testing.T) {
+	missing := []string{"ICMP over IPv4: a", "ICMP over IPv6: b", "SCTP, routing marks: c", "IPv6: d"}
+	v4, v6 := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")
+	for _, tt := range []struct {
+		request probe.Request
+		want    string
+	}{
+		{probe.Request{Target: v4, Protocol: probe.ICMP}, "a"},
+		{probe.Request{Target: v6, Protocol: probe.ICMP}, "bd"},
+		{probe.Request{Target: v4, Protocol: probe.SCTP}, "c"},
+		{probe.Request{Target: v4, Protocol: probe.UDP, Mark: 7}, "c"},
+		{probe.Request{Target: v4, Protocol: probe.UDP}, "abcd"}, // unknown: all
+	} {
+		var got strings.Builder
+		for _, sentence := range missingFor(tt.request, missing) {
+			got.WriteString(sentence[len(sentence)-1:])
+		}
+		if got.String() != tt.want {
+			t.Errorf("%v to %v, mark %d: sentences %s, want %s", tt.request.Protocol, tt.request.Target, tt.request.Mark, &got, tt.want)
+		}
+	}
 }
 
 // A prober keeps the privilege for marks only if it is told of one when it is opened.

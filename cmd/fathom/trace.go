@@ -322,7 +322,7 @@ func (t *traceRun) paths(ctx context.Context) error {
 		return t.finish(ctx, g, t.jsonGraph(ctx, g, opts.Algorithm), err)
 	}
 	if err != nil && ctx.Err() == nil && len(g.Nodes) < 2 {
-		return proberHint(t.via, err) // it could not begin
+		return proberHint(t.via, t.options.request, err) // it could not begin
 	}
 	table := &traceTable{w: t.stdout, showAS: o.asn != "none" && o.asn != "" || o.country != ""}
 	table.graph(t.headline(fmt.Sprintf("multipath (%v)", opts.Algorithm)), g, func(addr netip.Addr) trace.Annotation { return t.about(ctx, addr) })
@@ -353,7 +353,7 @@ func (t *traceRun) finish(ctx context.Context, g *trace.Graph, document any, err
 	}
 	switch {
 	case err != nil:
-		return proberHint(t.via, err)
+		return proberHint(t.via, t.options.request, err)
 	case g.Stop != trace.StopReached:
 		return errQuiet // the output says why
 	}
