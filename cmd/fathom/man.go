@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/cobra/doc"
+	"github.com/spf13/pflag"
 )
 
 // newManCommand makes the command that builds the manual: one page for each command. Packagers
@@ -42,4 +43,23 @@ func completeManual(cmd *cobra.Command) {
 		cmd.Long = cmd.Short + "."
 	}
 	cmd.Long += "\n\n" + environmentNote
+	cmd.LocalFlags().VisitAll(completeOption)
 }
+
+// completeOption writes an option as the help does: "--count=probes", and its default, if it has one, in words.
+// The manual's generator knows only the default, and shows that of an option without one as 0.
+func completeOption(f *pflag.Flag) {
+	if f.Value.Type() == "bool" {
+		return
+	}
+	name, _ := pflag.UnquoteUsage(f)
+	if f.DefValue != "" && f.DefValue != "0" && f.DefValue != "0s" {
+		f.Usage += " (default " + f.DefValue + ")"
+	}
+	f.DefValue, f.Value = name, unquotedValue{f.Value}
+}
+
+// unquotedValue keeps the generator from quoting the name of a value that is a string.
+type unquotedValue struct{ pflag.Value }
+
+func (unquotedValue) Type() string { return "value" }
