@@ -99,7 +99,25 @@ a lab that builds whole networks on one machine without root.`,
 		root.AddCommand(cmd)
 	}
 	a.prepare(root)
+	prepareHelp(root)
 	return root
+}
+
+// prepareHelp makes cobra's help command refuse commands that do not exist.
+func prepareHelp(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	for _, cmd := range root.Commands() {
+		if cmd.Name() != "help" {
+			continue
+		}
+		cmd.Args = func(_ *cobra.Command, args []string) error {
+			found, rest, err := root.Find(args)
+			if err == nil && len(rest) > 0 {
+				err = usagef("unknown command %q%s", rest[0], didYouMean(found.SuggestionsFor(rest[0])))
+			}
+			return err
+		}
+	}
 }
 
 // prepare finishes a command and all below it: usage errors are told from failures by whether
