@@ -6,6 +6,7 @@ package lab
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -466,6 +467,58 @@ func TestGraph(t *testing.T) {
 	}
 	if _, err := topology.Graph("png"); err == nil {
 		t.Error("png was drawn")
+	}
+}
+
+// Nothing in a drawing covers anything else, not even the labels of wires between the same two nodes.
+func TestGraphOverlaps(t *testing.T) {
+	topologies := map[string]*Topology{
+		"alone":   MustParse("[host.a]\n[host.b]\n[host.c]"),
+		"one":     MustParse("[host.a]"),
+		"doubled": MustParse(strings.Repeat("[[wire]]\nends = ['a', 'b']\ndelay = '10ms'\njitter = '1ms'\nloss = 0.02\n", 3) + "[host.a]\n[host.b]"),
+	}
+	hub := "[bridge.hub]\n"
+	for i := range 24 {
+		hub += fmt.Sprintf("[host.h%d]\n[[wire]]\nends = ['hub', 'h%d']\nrate = '10Mbit'\n", i, i)
+	}
+	topologies["hub"] = MustParse(hub)
+	for _, file := range append(exampleFiles(t), "../examples/diamond.toml") {
+		topology, err := ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		topologies[file] = topology
+	}
+	for name, topology := range topologies {
+		p, err := newPlan(topology)
+		if err != nil {
+			t.Fatal(err)
+		}
+		nodes, labels := p.boxes()
+		all := append(nodes, labels...)
+		for i := range all {
+			for j := range i {
+				if all[i].crowds(all[j]) {
+					t.Errorf("%s: %q and %q are too close: %+v, %+v", name, all[i].lines, all[j].lines, all[i], all[j])
+				}
+			}
+			if math.IsNaN(all[i].at.X) || math.IsInf(all[i].at.X, 0) {
+				t.Errorf("%s: %q is nowhere", name, all[i].lines)
+			}
+		}
+	}
+}
+
+func TestWrap(t *testing.T) {
+	for text, want := range map[string][]string{
+		"":                           nil,
+		"10ms":                       {"10ms"},
+		"10ms ±1ms, loss 2%":         {"10ms ±1ms,", "loss 2%"},
+		"an-endless-single-word and": {"an-endless-single-word", "and"},
+	} {
+		if got := wrap(text, 14); !cmp.Equal(got, want) {
+			t.Errorf("%q: got %q, want %q", text, got, want)
+		}
 	}
 }
 
