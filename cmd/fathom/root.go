@@ -103,7 +103,8 @@ a lab that builds whole networks on one machine without root.`,
 	return root
 }
 
-// prepareHelp makes cobra's help command refuse commands that do not exist.
+// prepareHelp makes cobra's help command refuse commands that do not exist. What follows a whole command
+// may be its arguments, as where a user puts help before what she was about to run.
 func prepareHelp(root *cobra.Command) {
 	root.InitDefaultHelpCmd()
 	for _, cmd := range root.Commands() {
@@ -112,7 +113,7 @@ func prepareHelp(root *cobra.Command) {
 		}
 		cmd.Args = func(_ *cobra.Command, args []string) error {
 			found, rest, err := root.Find(args)
-			if err == nil && len(rest) > 0 {
+			if err == nil && len(rest) > 0 && found.HasSubCommands() {
 				err = usagef("unknown command %q%s", rest[0], didYouMean(found.SuggestionsFor(rest[0])))
 			}
 			return err
