@@ -261,6 +261,7 @@ func (s *screen) press(keys ...string) (cmd tea.Cmd) {
 			}
 		}
 	}
+	synctest.Wait() // what a key begins anew has begun
 	return cmd
 }
 
@@ -375,7 +376,7 @@ func TestMtrPrompts(t *testing.T) {
 		s.press("i", "esc")
 		s.want("every 1s · round 3")
 		s.press("i", "0.5", "enter") // typing replaces the value
-		s.want("every 500ms · round 0")
+		s.want("every 500ms · round 1")
 		s.watch(1400 * time.Millisecond)
 		s.want("round 3")
 		s.press("i", "ctrl+u", "0", "enter")
