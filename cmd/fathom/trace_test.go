@@ -247,7 +247,7 @@ func TestTraceTellsWhatTheProberLacks(t *testing.T) {
 		app := newTestApp(&fakeProber{rule: func(probe.Request) probe.Result {
 			return probe.Result{Status: probe.Failed, RTT: -1, Err: fmt.Errorf("a mark: %w", probe.ErrUnsupported)}
 		}})
-		if code := app.fathom(t.Context(), "trace", "-n", "10.0.0.1"); code != exitFailed {
+		if code := app.fathom(t.Context(), "trace", "-n", "--max-hops", "1", "10.0.0.1"); code != exitFailed {
 			t.Errorf("exit code %d, want %d", code, exitFailed)
 		}
 		want := "fathom trace: trace 10.0.0.1: hop 1: a mark: unsupported operation\nwhat it lacks, and how to get it\nUDP and TCP without a mark need none of this.\n"
