@@ -171,7 +171,7 @@ func TestBridge(t *testing.T) {
 //	a - r         s - b
 //	     +-- y --+
 func TestEqualCostPaths(t *testing.T) {
-	l := New(t, MustParse(diamond))
+	l := New(t, MustParse(diamondTopology))
 	server := echoServer(t, l.Host("b"), l.Host("b").Addr())
 	for range 64 {
 		if _, err := ask(t, l.Host("a"), server); err != nil {
@@ -183,27 +183,6 @@ func TestEqualCostPaths(t *testing.T) {
 		t.Errorf("64 questions and answers: %d by x and %d by y, want some by each and 128 in all", x, y)
 	}
 }
-
-const diamond = `
-	[host.a]
-	[host.b]
-	[router.r]
-	[router.x]
-	[router.y]
-	[router.s]
-	[[wire]]
-	ends = ["a", "r"]
-	[[wire]]
-	ends = ["r", "x"]
-	[[wire]]
-	ends = ["r", "y"]
-	[[wire]]
-	ends = ["x", "s"]
-	[[wire]]
-	ends = ["y", "s"]
-	[[wire]]
-	ends = ["s", "b"]
-`
 
 // forwarded is how many IPv4 packets a kernel router has forwarded.
 func forwarded(t *testing.T, l *Lab, router string) (n int) {
@@ -230,7 +209,7 @@ func forwarded(t *testing.T, l *Lab, router string) (n int) {
 //	a - r         s - b
 //	     +-- y <-+
 func TestExplicitRoutes(t *testing.T) {
-	l := New(t, MustParse(diamond+`
+	l := New(t, MustParse(diamondTopology+`
 		[[route]]
 		at = "r"
 		to = "b"
@@ -315,7 +294,7 @@ func TestImpairedWire(t *testing.T) {
 }
 
 func TestWhatCannotBeSet(t *testing.T) {
-	l := New(t, MustParse(diamond))
+	l := New(t, MustParse(diamondTopology))
 	w, err := l.Wire("a", "r")
 	if err != nil {
 		t.Fatal(err)
@@ -400,7 +379,7 @@ func TestStartStopsWithContext(t *testing.T) {
 		t.Skip("needs namespaces")
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	l, err := Start(ctx, MustParse(diamond), Options{})
+	l, err := Start(ctx, MustParse(diamondTopology), Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -131,11 +131,7 @@ func NewContinuous(via Via, req probe.Request, opts ContinuousOptions) (*Continu
 		return nil, err
 	}
 	req.Timeout = opts.Timeout
-	if opts.Method == Classic {
-		req.Flow = 0
-	} else if req.Flow == 0 {
-		req.Flow = 1
-	}
+	req.Flow = opts.Method.flow(req.Flow)
 	return &Continuous{
 		via: via, req: req, opts: opts,
 		hops:    make([]hop, opts.MaxHops-opts.FirstHop+1),

@@ -63,6 +63,17 @@ func (m Method) String() string {
 	return fmt.Sprintf("Method(%d)", uint8(m))
 }
 
+// flow is the flow of the method's probes, when the request asks for flow want.
+func (m Method) flow(want uint16) uint16 {
+	switch {
+	case m == Classic:
+		return 0
+	case want == 0:
+		return 1
+	}
+	return want
+}
+
 // Options of [Run]. The zero value works.
 type Options struct {
 	// Method is Paris unless set. A Paris trace uses the request's Flow, or flow 1.
@@ -169,11 +180,7 @@ func Run(ctx context.Context, via Via, req probe.Request, opts Options) (*Path, 
 		return nil, err
 	}
 	req.Timeout = opts.Timeout
-	if opts.Method == Classic {
-		req.Flow = 0
-	} else if req.Flow == 0 {
-		req.Flow = 1
-	}
+	req.Flow = opts.Method.flow(req.Flow)
 	n := opts.MaxHops - opts.FirstHop + 1
 	t := &tracer{
 		via: via, req: req, opts: opts,

@@ -9,9 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 
-	"github.com/seed5728abee/fathom/probe"
-
 	"github.com/seed5728abee/fathom/internal/rawio"
+	"github.com/seed5728abee/fathom/probe"
 )
 
 // markCapability is what setting SO_MARK needs, at the moment when it is set, from Linux 5.17 on.
@@ -21,10 +20,6 @@ const markCapability = cap.NET_RAW
 // narrowPrivileges makes the effective user and group the real ones, for an installation that is set-user-ID, and
 // drops every capability but markCapability. All sockets are open by then.
 func narrowPrivileges() error {
-	had, err := hasMarkCapability()
-	if err != nil {
-		return err
-	}
 	if rawio.ChangedIDs() {
 		// Otherwise the kernel takes all capabilities away with user 0.
 		if _, err := cap.Prctlw(unix.PR_SET_KEEPCAPS, 1); err != nil {
@@ -37,7 +32,7 @@ func narrowPrivileges() error {
 			return fmt.Errorf("keep no more capabilities: %w", err)
 		}
 	}
-	return probe.DropPrivileges(had)
+	return probe.DropPrivileges(true)
 }
 
 // settlePrivileges drops markCapability too, unless it is to be kept. It tells whether the process has
