@@ -29,6 +29,8 @@ const module = "github.com/seed5728abee/fathom"
 // from lower rows: what two folders of one row both need moves down.
 var house = [][]string{
 	{"cmd/fathom", "cmd/mtr-packet", "internal/benchpeers"},
+	{"store"},
+	{"anycast"},
 	{"trace"},
 	{"probe"},
 	{"lab"},
@@ -46,7 +48,7 @@ type ban struct {
 
 var bans = []ban{
 	{
-		imports: "unsafe", except: []string{"internal/rawio", "lab", "flow"},
+		imports: "unsafe", except: []string{"internal/rawio", "lab", "flow", "anycast/volta/anycastpb", "anycast/measurepb"},
 		reason: "memory is handled by hand only where the kernel or shared memory demands it",
 	},
 	{

@@ -161,8 +161,15 @@ type Result struct {
 	Flow uint16
 	// Responder sent the answer; the zero Addr if there was none, or it came from the local kernel.
 	Responder netip.Addr
-	// RTT is the time from departure to arrival; 0 if there was no answer.
+	// Receiver is where the answer came home, when probes are sent over something that listens at several
+	// places, as the sites of an anycast address do; empty means at the sender.
+	Receiver string
+	// RTT is the time from departure to arrival; 0 if there was no answer, or if it came home at a place whose
+	// clock is not known well enough (see Receiver).
 	RTT time.Duration
+	// ClockError bounds how far RTT may be off, either way, because departure and arrival were read from different
+	// clocks; 0 if it was one clock.
+	ClockError time.Duration
 	// MTU is the next hop's MTU if the answer names one (fragmentation needed, packet too big).
 	MTU uint32
 	// Sent is when the probe left, by the wall clock; zero if it never did.
