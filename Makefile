@@ -78,6 +78,17 @@ lint: ## format, vet, tidy and golangci-lint checks; changes nothing
 format: ## format the source with gofumpt
 	$(TOOL) gofumpt -w .
 
+# Each .proto lies beside the code made from it. The plugins' versions are pinned in tools/go.mod.
+PROTOS := $(wildcard anycast/*/*pb/*.proto anycast/*pb/*.proto)
+
+.PHONY: generate
+generate: deps-generate ## make the Go code of every .proto; what is committed is its output
+	@mkdir -p build/protoc
+	@for plugin in protoc-gen-go protoc-gen-go-grpc; do \
+		printf '#!/bin/sh\nexec %s %s "$$@"\n' '$(TOOL)' $$plugin >build/protoc/$$plugin; chmod +x build/protoc/$$plugin; done
+	PATH="$$PWD/build/protoc:$$PATH" protoc --go_out=. --go_opt=paths=source_relative \
+		--go-grpc_out=. --go-grpc_opt=paths=source_relative $(PROTOS)
+
 ## Other machines, and installing
 
 .PHONY: cross
@@ -115,9 +126,12 @@ install: ## install what build, man and completions made under PREFIX (/usr/loca
 clean: ## remove ./build
 	rm -rf build
 
-.PHONY: deps deps-race
+.PHONY: deps deps-race deps-generate
 deps: ## install the programs that the tests compare with
 	@tools/deps mtr:mtr-tiny fping:fping ping:iputils-ping ip:iproute2
 
 deps-race: deps
 	@tools/deps gcc:gcc /usr/include/stdlib.h:libc6-dev
+
+deps-generate:
+	@tools/deps protoc:protobuf-compiler /usr/include/google/protobuf/any.proto:libprotobuf-dev
