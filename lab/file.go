@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -158,8 +159,15 @@ type file struct {
 }
 
 type fileHost struct {
-	Addresses []prefixText `toml:"addresses"`
-	Routes    []fileRoute  `toml:"routes"`
+	Addresses []prefixText   `toml:"addresses"`
+	Announce  []fileAnnounce `toml:"announce"`
+	Routes    []fileRoute    `toml:"routes"`
+}
+
+type fileAnnounce struct {
+	Prefix    prefixText `toml:"prefix"`
+	Cost      int        `toml:"cost"`
+	Withdrawn bool       `toml:"withdrawn"`
 }
 
 type fileBehaviour struct {
@@ -190,9 +198,10 @@ type fileRule struct {
 }
 
 type fileRouter struct {
-	Addresses  []prefixText `toml:"addresses"`
-	Routes     []fileRoute  `toml:"routes"`
-	Adjustable bool         `toml:"adjustable"`
+	Addresses  []prefixText   `toml:"addresses"`
+	Announce   []fileAnnounce `toml:"announce"`
+	Routes     []fileRoute    `toml:"routes"`
+	Adjustable bool           `toml:"adjustable"`
 	fileBehaviour
 }
 
@@ -230,7 +239,7 @@ type fileWire struct {
 	Backward   *fileImpairment `toml:"backward"`
 	Seed       uint64          `toml:"seed"`
 	MTU        int             `toml:"mtu"`
-	Cost       int             `toml:"cost"`
+	Cost       any             `toml:"cost"` // a number, or two
 	Subnets    []prefixText    `toml:"subnets"`
 	Addresses  [][]prefixText  `toml:"addresses"`
 	Adjustable bool            `toml:"adjustable"`
@@ -257,7 +266,7 @@ func (f *file) topology() (*Topology, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%w: host %s: %w", ErrTopology, name, err)
 		}
-		t.Hosts[name] = HostConfig{Addresses: prefixes(h.Addresses), Routes: routes}
+		t.Hosts[name] = HostConfig{Addresses: prefixes(h.Addresses), Announce: announceConfigs(h.Announce), Routes: routes}
 	}
 	for name, r := range f.Router {
 		routes, err := routeConfigs(r.Routes)
@@ -265,7 +274,7 @@ func (f *file) topology() (*Topology, error) {
 			return nil, fmt.Errorf("%w: router %s: %w", ErrTopology, name, err)
 		}
 		t.Routers[name] = RouterConfig{
-			Addresses: prefixes(r.Addresses), Routes: routes,
+			Addresses: prefixes(r.Addresses), Announce: announceConfigs(r.Announce), Routes: routes,
 			// The kernel balances by flow too, but sees no flows in ICMP: who asks gets the real thing.
 			Adjustable: r.Adjustable || r.Balance != nil, Behaviour: r.behaviour(),
 		}
@@ -332,13 +341,31 @@ func (i *fileImpairment) impairment() Impairment {
 
 func (f *fileWire) config() (WireConfig, error) {
 	w := WireConfig{
-		Impairment: f.impairment(), Seed: f.Seed, MTU: f.MTU, Cost: f.Cost,
+		Impairment: f.impairment(), Seed: f.Seed, MTU: f.MTU,
 		Subnets: prefixes(f.Subnets), Adjustable: f.Adjustable,
 	}
 	if len(f.Ends) != 2 {
 		return w, fmt.Errorf("ends must be two node names, not %d", len(f.Ends))
 	}
 	w.Ends = [2]string(f.Ends)
+	switch cost := f.Cost.(type) {
+	case nil:
+	case int64:
+		w.Cost = int(min(cost, math.MaxInt32)) // more is refused later
+	case []any:
+		if len(cost) != 2 {
+			return w, fmt.Errorf("cost must be a number or two, not %d", len(cost))
+		}
+		for i, v := range cost {
+			c, ok := v.(int64)
+			if !ok || c < 1 { // 0 would stand for the default
+				return w, fmt.Errorf("cost %v is not a whole number from 1", v)
+			}
+			w.Costs[i] = int(min(c, math.MaxInt32))
+		}
+	default:
+		return w, fmt.Errorf("cost must be a whole number, or two in a list")
+	}
 	if f.Forward != nil {
 		w.Forward = new(f.Forward.impairment())
 	}
@@ -352,6 +379,14 @@ func (f *fileWire) config() (WireConfig, error) {
 		w.Addresses[end] = prefixes(list)
 	}
 	return w, nil
+}
+
+func announceConfigs(in []fileAnnounce) []AnnounceConfig {
+	var out []AnnounceConfig
+	for _, a := range in {
+		out = append(out, AnnounceConfig{Prefix: a.Prefix.Prefix, Cost: a.Cost, Withdrawn: a.Withdrawn})
+	}
+	return out
 }
 
 func routeConfigs(in []fileRoute) ([]RouteConfig, error) {

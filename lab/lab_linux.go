@@ -253,6 +253,9 @@ func (h *Host) configure() error {
 		if err := h.addAddress(lo, a); err != nil {
 			return err
 		}
+		if err := h.addLocalNetwork(lo, a); err != nil {
+			return err
+		}
 	}
 	for _, f := range h.plan.ifaces {
 		link, err := h.ns.netlink.LinkByName(f.name)
@@ -361,6 +364,21 @@ func (h *Host) addAddress(link netlink.Link, a netip.Prefix) error {
 	}
 	if err := h.ns.netlink.AddrAdd(link, addr); err != nil {
 		return fmt.Errorf("add address %s to %s: %w", a, link.Attrs().Name, err)
+	}
+	return nil
+}
+
+// addLocalNetwork makes the node answer for all addresses of a network on its loopback interface. For
+// IPv4 the kernel does so by itself.
+func (h *Host) addLocalNetwork(lo netlink.Link, a netip.Prefix) error {
+	if a.Addr().Is4() || a.IsSingleIP() {
+		return nil
+	}
+	err := h.ns.netlink.RouteAdd(&netlink.Route{
+		Dst: ipNet(a.Masked()), LinkIndex: lo.Attrs().Index, Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL,
+	})
+	if err != nil {
+		return fmt.Errorf("answer for %s: %w", a.Masked(), err)
 	}
 	return nil
 }

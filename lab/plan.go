@@ -48,7 +48,16 @@ type plan struct {
 	byName   map[string]*planNode
 	wires    [][2]*planIface // parallel to topology.Wires
 	segments []*segment      // in the order of their first wires
+	silent   holdings        // that are withdrawn from the start
 }
+
+// A holding is a prefix on a node's loopback interface.
+type holding struct {
+	node   *planNode
+	prefix netip.Prefix // masked
+}
+
+type holdings map[holding]bool
 
 type planNode struct {
 	index    int
@@ -56,9 +65,10 @@ type planNode struct {
 	kind     Kind
 	ifaces   []*planIface // in the order of their wires
 	loopback []netip.Prefix
-	routes   []planRoute // by destination; connected ones are left to the interface addresses
-	outside  *planIface  // of a NAT
-	user     bool        // forwards in user space
+	routes   []planRoute // at the start, by destination; connected ones are left to the interface addresses
+	announce []AnnounceConfig
+	outside  *planIface // of a NAT
+	user     bool       // forwards in user space
 }
 
 // address is the node's first address of a family, service addresses first, or the zero Addr.
@@ -97,7 +107,7 @@ type planIface struct {
 	end   int
 	mac   net.HardwareAddr
 	mtu   int
-	cost  int
+	cost  int            // of sending by it
 	addrs []netip.Prefix // with the length of the subnet
 	seg   *segment
 }
@@ -136,7 +146,7 @@ func newPlan(t *Topology) (*plan, error) {
 	if err := t.check(); err != nil {
 		return nil, err
 	}
-	p := &plan{topology: t, byName: map[string]*planNode{}}
+	p := &plan{topology: t, byName: map[string]*planNode{}, silent: holdings{}}
 	p.addNodes()
 	if err := p.addWires(); err != nil {
 		return nil, err
@@ -148,34 +158,53 @@ func newPlan(t *Topology) (*plan, error) {
 	if err := p.checkOverlaps(); err != nil {
 		return nil, err
 	}
-	p.addAutomaticRoutes()
-	if err := p.addExplicitRoutes(); err != nil {
+	if err := p.addAnnouncements(); err != nil {
 		return nil, err
 	}
-	for _, n := range p.nodes {
-		slices.SortFunc(n.routes, func(a, b planRoute) int { return comparePrefix(a.to, b.to) })
+	tables, err := p.findRoutes(p.silent)
+	if err != nil {
+		return nil, err
+	}
+	for i, n := range p.nodes {
+		n.routes = tables[i]
 	}
 	return p, nil
 }
 
+// A routing is what all nodes know: the routes of each, by its index and then by destination.
+type routing [][]planRoute
+
+// findRoutes are the routes of all nodes while some holdings are withdrawn.
+func (p *plan) findRoutes(withdrawn holdings) (routing, error) {
+	t := make(routing, len(p.nodes))
+	p.addAutomaticRoutes(t, withdrawn)
+	if err := p.addExplicitRoutes(t); err != nil {
+		return nil, err
+	}
+	for _, routes := range t {
+		slices.SortFunc(routes, func(a, b planRoute) int { return comparePrefix(a.to, b.to) })
+	}
+	return t, nil
+}
+
 func (p *plan) addNodes() {
-	add := func(name string, kind Kind, loopback []netip.Prefix) {
-		n := &planNode{name: name, kind: kind, loopback: loopback}
+	add := func(name string, kind Kind, loopback []netip.Prefix, announce []AnnounceConfig) {
+		n := &planNode{name: name, kind: kind, loopback: loopback, announce: announce}
 		p.nodes = append(p.nodes, n)
 		p.byName[name] = n
 	}
 	for name, h := range p.topology.Hosts {
-		add(name, KindHost, h.Addresses)
+		add(name, KindHost, h.Addresses, h.Announce)
 	}
 	for name, r := range p.topology.Routers {
-		add(name, KindRouter, r.Addresses)
+		add(name, KindRouter, r.Addresses, r.Announce)
 		p.byName[name].user = r.Adjustable || !reflect.ValueOf(r.Behaviour).IsZero()
 	}
 	for name := range p.topology.Bridges {
-		add(name, KindBridge, nil)
+		add(name, KindBridge, nil, nil)
 	}
 	for name, n := range p.topology.NATs {
-		add(name, KindNAT, n.Addresses)
+		add(name, KindNAT, n.Addresses, nil)
 		p.byName[name].user = true
 	}
 	slices.SortFunc(p.nodes, func(a, b *planNode) int { return cmp.Compare(a.name, b.name) })
@@ -198,7 +227,7 @@ func (p *plan) addWires() error {
 			peer := []*planNode{b, a}[end]
 			f := &planIface{
 				node: n, peer: peer, name: interfaceName(n, peer.name), wire: i, end: end,
-				mtu: cmp.Or(w.MTU, 1500), cost: cmp.Or(w.Cost, 1),
+				mtu: cmp.Or(w.MTU, 1500), cost: w.cost(end),
 				// Locally administered; the wire and its end make it unique and stable.
 				mac: net.HardwareAddr{0x02, 0xfa, byte(i >> 16), byte(i >> 8), byte(i), byte(end + 1)},
 			}
@@ -450,10 +479,10 @@ func (n *planNode) realm(v int) int {
 type destination struct {
 	to    netip.Prefix
 	seg   *segment    // or nil
-	nodes []*planNode // that have the prefix on their loopback interface
+	nodes []*planNode // that announce the prefix, which is on their loopback interface
 }
 
-func (p *plan) addAutomaticRoutes() {
+func (p *plan) addAutomaticRoutes(t routing, withdrawn holdings) {
 	var dests []destination
 	for _, seg := range p.segments {
 		for _, s := range seg.subnets {
@@ -463,28 +492,31 @@ func (p *plan) addAutomaticRoutes() {
 	owners := map[netip.Prefix][]*planNode{}
 	for _, n := range p.nodes {
 		for _, a := range n.loopback {
-			owners[a.Masked()] = append(owners[a.Masked()], n)
+			if !withdrawn[holding{n, a.Masked()}] {
+				owners[a.Masked()] = append(owners[a.Masked()], n)
+			}
 		}
 	}
 	for _, to := range slices.SortedFunc(maps.Keys(owners), comparePrefix) {
 		dests = append(dests, destination{to: to, nodes: owners[to]})
 	}
 	for _, d := range dests {
-		p.route(d)
+		p.route(t, d)
 	}
-	for _, n := range p.nodes {
+	for i, n := range p.nodes {
 		if n.kind == KindHost {
-			n.routes = defaultRoutes(n.routes)
+			t[i] = defaultRoutes(t[i])
 		}
 	}
 }
 
 // route finds the shortest paths of all nodes to one destination, from the destination outwards
 // (Dijkstra), and gives each node the first hops of all its shortest paths.
-func (p *plan) route(d destination) {
+func (p *plan) route(t routing, d destination) {
 	const far = math.MaxInt
 	v := family(d.to.Addr())
 	dist := make([]int, len(p.nodes))
+	origin := make([]bool, len(p.nodes)) // packets end here, whatever is nearer
 	inward := make([]bool, len(p.nodes)) // a NAT whose IPv4 path leads inside offers it to nobody outside
 	via := make([][]nextHop, len(p.nodes))
 	for i := range dist {
@@ -494,20 +526,23 @@ func (p *plan) route(d destination) {
 	if d.seg != nil {
 		for _, f := range d.seg.members {
 			if f.addr(v).IsValid() {
-				dist[f.node.index] = 0
+				dist[f.node.index], origin[f.node.index] = 0, true
 				inward[f.node.index] = v == 0 && f.node.outside != f
 				queue = append(queue, queued{0, f.node.index})
 			}
 		}
 	}
 	for _, n := range d.nodes {
-		dist[n.index] = 0
-		queue = append(queue, queued{0, n.index})
+		dist[n.index], origin[n.index] = n.announceCost(d.to), true
+		queue = append(queue, queued{dist[n.index], n.index})
 	}
+	heap.Init(&queue)
 	for len(queue) > 0 {
 		q := heap.Pop(&queue).(queued)
 		n := p.nodes[q.node]
-		if q.dist > dist[q.node] || !n.forwards() && q.dist > 0 || n.kind == KindHost && d.seg != nil {
+		// What comes to a node that has the prefix goes no further, even while the node announces it to nobody.
+		ends := !n.forwards() || n.holds(d.to)
+		if q.dist > dist[q.node] || ends && !origin[q.node] || n.kind == KindHost && d.seg != nil {
 			continue
 		}
 		for _, f := range n.ifaces {
@@ -521,7 +556,7 @@ func (p *plan) route(d destination) {
 					continue
 				}
 				switch length := q.dist + g.cost; {
-				case length > dist[u.index] || dist[u.index] == 0:
+				case length > dist[u.index] || origin[u.index]:
 				case length == dist[u.index]:
 					via[u.index] = append(via[u.index], nextHop{g, gateway})
 				default:
@@ -539,12 +574,12 @@ func (p *plan) route(d destination) {
 			continue
 		}
 		r := planRoute{to: d.to, via: sortHops(hops)}
-		at := slices.IndexFunc(n.routes, func(old planRoute) bool { return old.to == d.to })
+		at := slices.IndexFunc(t[i], func(old planRoute) bool { return old.to == d.to })
 		switch {
 		case at < 0:
-			n.routes = append(n.routes, r)
+			t[i] = append(t[i], r)
 		case d.seg != nil && d.seg.realm[v] == n.realm(v):
-			n.routes[at] = r // nearer than the same prefix beyond a NAT
+			t[i][at] = r // nearer than the same prefix beyond a NAT
 		}
 	}
 }
@@ -557,7 +592,43 @@ func (n *planNode) has(to netip.Prefix) bool {
 			return true
 		}
 	}
+	return n.holds(to)
+}
+
+// holds reports whether the node has that prefix on its loopback interface.
+func (n *planNode) holds(to netip.Prefix) bool {
 	return slices.ContainsFunc(n.loopback, func(a netip.Prefix) bool { return a.Masked() == to })
+}
+
+// announceCost is how far the node claims to be from a prefix of its own.
+func (n *planNode) announceCost(to netip.Prefix) int {
+	for _, a := range n.announce {
+		if a.Prefix.Masked() == to {
+			return a.Cost
+		}
+	}
+	return 0
+}
+
+// addAnnouncements checks what nodes say of prefixes against what they hold.
+func (p *plan) addAnnouncements() error {
+	for _, n := range p.nodes {
+		seen := map[netip.Prefix]bool{}
+		for _, a := range n.announce {
+			switch to := a.Prefix.Masked(); {
+			case !a.Prefix.IsValid() || !n.holds(to):
+				return bad("%s %s: announce: %s is not among its addresses", n.kind, n.name, a.Prefix)
+			case seen[to]:
+				return bad("%s %s: announce: %s is there twice", n.kind, n.name, to)
+			default:
+				seen[to] = true
+				if a.Withdrawn {
+					p.silent[holding{n, to}] = true
+				}
+			}
+		}
+	}
+	return nil
 }
 
 // defaultRoutes replaces a host's routes of one IP version by a default route where all
@@ -583,7 +654,7 @@ func defaultRoutes(routes []planRoute) []planRoute {
 
 var defaults = [2]netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
 
-func (p *plan) addExplicitRoutes() error {
+func (p *plan) addExplicitRoutes(tables routing) error {
 	t := p.topology
 	count := 0
 	add := func(at string, routes []RouteConfig) error {
@@ -598,7 +669,7 @@ func (p *plan) addExplicitRoutes() error {
 			if n == nil || n.kind == KindBridge {
 				return bad("route to %q: at must name a host, router or NAT, not %q", r.To, r.At)
 			}
-			if err := p.addExplicitRoute(n, r); err != nil {
+			if err := p.addExplicitRoute(tables, n, r); err != nil {
 				return bad("%s: route to %q: %w", n.name, r.To, err)
 			}
 		}
@@ -622,7 +693,7 @@ func (p *plan) addExplicitRoutes() error {
 	return add("", t.Routes)
 }
 
-func (p *plan) addExplicitRoute(n *planNode, r RouteConfig) error {
+func (p *plan) addExplicitRoute(t routing, n *planNode, r RouteConfig) error {
 	to, err := p.destinations(r.To)
 	if err != nil {
 		return err
@@ -656,8 +727,8 @@ func (p *plan) addExplicitRoute(n *planNode, r RouteConfig) error {
 			return fmt.Errorf("%s is directly connected", prefix)
 		}
 		added = true
-		n.routes = slices.DeleteFunc(n.routes, func(old planRoute) bool { return old.to == prefix })
-		n.routes = append(n.routes, planRoute{to: prefix, via: sortHops(hops), reject: r.Reject})
+		t[n.index] = slices.DeleteFunc(t[n.index], func(old planRoute) bool { return old.to == prefix })
+		t[n.index] = append(t[n.index], planRoute{to: prefix, via: sortHops(hops), reject: r.Reject})
 	}
 	if !added {
 		return fmt.Errorf("no next hop of the same IP version")

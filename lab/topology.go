@@ -4,6 +4,7 @@
 package lab
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"time"
@@ -46,6 +47,8 @@ type HostConfig struct {
 	// and anycast addresses. The same prefix at several nodes is anycast: each node
 	// routes to the nearest.
 	Addresses []netip.Prefix
+	// Announce says how Addresses are announced where that is not plainly.
+	Announce []AnnounceConfig
 	// Routes override the automatic ones.
 	Routes []RouteConfig
 }
@@ -54,11 +57,23 @@ type HostConfig struct {
 // kernel's IP stack in a namespace; any other field makes it a user-space router.
 type RouterConfig struct {
 	Addresses []netip.Prefix
+	Announce  []AnnounceConfig
 	Routes    []RouteConfig
 	// Adjustable makes a router without any misbehaviour a user-space one all the same, so that it can be
 	// told to misbehave while running.
 	Adjustable bool
 	Behaviour  Behaviour
+}
+
+// AnnounceConfig says how a node announces a prefix among its Addresses. [Lab.Withdraw] and
+// [Lab.Announce] change it while the lab runs.
+type AnnounceConfig struct {
+	Prefix netip.Prefix
+	// Cost is added to that of every path to this node, as a prepended AS number would
+	// be: others are then nearer. 0 to 1e6.
+	Cost int
+	// Withdrawn holds the prefix without announcing it, until [Lab.Announce].
+	Withdrawn bool
 }
 
 // What a user-space router or a carried wire does is said in the words of package dataplane.
@@ -138,6 +153,9 @@ type WireConfig struct {
 	MTU int
 	// Cost for automatic routes, in either direction. Default 1.
 	Cost int
+	// Costs replace Cost in one direction, the first from Ends[0] to Ends[1], so that the ways there and
+	// back may differ. At a bridge only the direction towards it counts. 0: Cost.
+	Costs [2]int
 	// Subnets replace the automatic ones, at most one per IP version. Not with a bridge, which has
 	// its own.
 	Subnets []netip.Prefix
@@ -158,6 +176,9 @@ func (w *WireConfig) direction(d dataplane.Direction) Impairment {
 	}
 	return w.Impairment
 }
+
+// cost is that of sending from Ends[end].
+func (w *WireConfig) cost(end int) int { return cmp.Or(w.Costs[end], w.Cost, 1) }
 
 // plain reports whether a bare veth pair does all that the wire asks.
 func (w *WireConfig) plain() bool {

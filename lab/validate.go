@@ -58,13 +58,20 @@ func (t *Topology) check() error {
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(t.Hosts)) {
-		if err := checkAddresses(t.Hosts[name].Addresses); err != nil {
+		h := t.Hosts[name]
+		if err := checkAddresses(h.Addresses); err != nil {
+			return bad("host %s: %w", name, err)
+		}
+		if err := checkAnnounce(h.Announce); err != nil {
 			return bad("host %s: %w", name, err)
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(t.Routers)) {
 		r := t.Routers[name]
 		if err := checkAddresses(r.Addresses); err != nil {
+			return bad("router %s: %w", name, err)
+		}
+		if err := checkAnnounce(r.Announce); err != nil {
 			return bad("router %s: %w", name, err)
 		}
 		if err := checkBehaviour(&r.Behaviour); err != nil {
@@ -148,6 +155,21 @@ func checkAddresses(list []netip.Prefix) error {
 		}
 		if slices.ContainsFunc(list[:i], func(q netip.Prefix) bool { return q.Addr() == p.Addr() }) {
 			return fmt.Errorf("duplicate address %s", p.Addr())
+		}
+	}
+	return nil
+}
+
+// maxCost bounds the costs of wires and announcements: the sum of a path's stays far from overflow.
+const maxCost = 1_000_000
+
+func checkAnnounce(list []AnnounceConfig) error {
+	if len(list) > MaxAddresses {
+		return fmt.Errorf("announce: %d prefixes, more than %d", len(list), MaxAddresses)
+	}
+	for _, a := range list {
+		if a.Cost < 0 || a.Cost > maxCost {
+			return fmt.Errorf("announce: cost %d of %s is not between 0 and %d", a.Cost, a.Prefix, maxCost)
 		}
 	}
 	return nil
@@ -281,8 +303,10 @@ func (w *WireConfig) check(kinds map[string]Kind) error {
 	if w.MTU != 0 && (w.MTU < 1280 || w.MTU > 65535) {
 		return fmt.Errorf("mtu %d is not between 1280 and 65535", w.MTU)
 	}
-	if w.Cost < 0 || w.Cost > 1e6 {
-		return fmt.Errorf("cost %d is not between 1 and 1e6", w.Cost)
+	for _, cost := range []int{w.Cost, w.Costs[0], w.Costs[1]} {
+		if cost < 0 || cost > maxCost {
+			return fmt.Errorf("cost %d is not between 1 and %d", cost, maxCost)
+		}
 	}
 	return checkSubnets(w.Subnets)
 }
