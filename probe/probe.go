@@ -134,6 +134,20 @@ func (s Status) String() string {
 	return fmt.Sprintf("Status(%d)", uint8(s))
 }
 
+// MarshalText gives String, so that JSON has the name.
+func (s Status) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText is the inverse of MarshalText.
+func (s *Status) UnmarshalText(text []byte) error {
+	for i := Replied; i <= Failed; i++ {
+		if i.String() == string(text) {
+			*s = i
+			return nil
+		}
+	}
+	return fmt.Errorf("unknown status %q", text)
+}
+
 // Result is what became of one probe.
 type Result struct {
 	// Tag is the request's.
