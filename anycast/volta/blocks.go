@@ -29,17 +29,19 @@ type Blocks struct {
 	mu     sync.Mutex
 	next   int            // where Allocate's search begins
 	blocks []block        // n of them
+	free   int            // how many of blocks are free
 	shared int            // how many of blocks are shared
 	held   int            // ports given out
 	runs   map[uint16]int // first port to number of ports, of what was given out
 	cursor int            // the shared block that AllocatePorts last gave from
 }
 
-// block is whole, shared or, when no port of it is used, free.
+// block is given out whole, or shared, or free when no port of it is used.
 type block struct {
-	used  int    // ports
-	ports []bool // which ports of a shared block are used; nil for all others
-	rover int    // where the search in a shared block begins
+	used   int // ports
+	shared bool
+	ports  []bool // which ports are used while it is shared; made when it first is
+	rover  int    // where the search in a shared block begins; it outlives the sharing, to reuse ports late
 }
 
 // NewBlocks cuts the ports from start up to, without it, end into blocks of the given size. A
@@ -54,7 +56,7 @@ func NewBlocks(start, end, size int) (*Blocks, error) {
 		return nil, fmt.Errorf("%w: a block of %d does not fit into %d-%d", ErrRange, size, start, end)
 	}
 	n := (end - start) / size
-	return &Blocks{start: start, size: size, n: n, blocks: make([]block, n), runs: map[uint16]int{}}, nil
+	return &Blocks{start: start, size: size, n: n, blocks: make([]block, n), free: n, runs: map[uint16]int{}}, nil
 }
 
 // Len is the number of blocks.
@@ -83,7 +85,7 @@ func (b *Blocks) InUse() int {
 func (b *Blocks) Allocate() (uint16, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	i, ok := b.nextFreeLocked()
+	i, ok := b.takeFreeLocked()
 	if !ok {
 		return 0, ErrNoBlock
 	}
@@ -110,8 +112,8 @@ func (b *Blocks) AllocatePorts(n int) (uint16, error) {
 			return port, nil
 		}
 	}
-	for i := range b.n {
-		at := (b.cursor + 1 + i) % b.n
+	for i := 1; i <= b.n && b.n*b.size-b.held >= n; i++ {
+		at := (b.cursor + i) % b.n
 		if port, ok := b.takeLocked(at, n, true); ok {
 			b.cursor = at
 			return port, nil
@@ -136,45 +138,52 @@ func (b *Blocks) Release(first uint16) {
 	i, _ := b.Index(first)
 	blk := &b.blocks[i]
 	blk.used -= n
-	if blk.ports == nil {
+	if blk.shared {
+		clear(blk.ports[int(first)-b.start-i*b.size:][:n])
+	}
+	if blk.used > 0 {
 		return
 	}
-	if blk.used == 0 {
-		*blk = block{}
+	b.free++
+	if blk.shared {
+		blk.shared = false
 		b.shared--
-		return
 	}
-	clear(blk.ports[int(first)-b.start-i*b.size:][:n])
 }
 
-// nextFreeLocked finds the next block of which nothing is used.
-func (b *Blocks) nextFreeLocked() (int, bool) {
-	for i := range b.n {
-		at := (b.next + i) % b.n
-		if b.blocks[at].used == 0 {
-			b.next = (at + 1) % b.n
-			return at, true
-		}
+// takeFreeLocked takes the next free block from the free ones. The caller says what of it is used.
+func (b *Blocks) takeFreeLocked() (int, bool) {
+	if b.free == 0 {
+		return 0, false
 	}
-	return 0, false
+	for b.blocks[b.next].used > 0 {
+		b.next = (b.next + 1) % b.n
+	}
+	i := b.next
+	b.next = (b.next + 1) % b.n
+	b.free--
+	return i, true
 }
 
-// openLocked makes the next free block a shared one and takes its first ports.
+// openLocked makes the next free block a shared one and takes n of its ports.
 func (b *Blocks) openLocked(n int) (uint16, bool) {
-	i, ok := b.nextFreeLocked()
+	i, ok := b.takeFreeLocked()
 	if !ok {
 		return 0, false
 	}
-	b.blocks[i].ports = make([]bool, b.size)
+	if b.blocks[i].ports == nil {
+		b.blocks[i].ports = make([]bool, b.size)
+	}
+	b.blocks[i].shared = true
 	b.shared++
 	b.cursor = i
-	return b.takeLocked(i, n, false)
+	return b.takeLocked(i, n, true)
 }
 
 // takeLocked takes n ports of a shared block, behind those taken last; if wrap is true, also before them.
 func (b *Blocks) takeLocked(i, n int, wrap bool) (uint16, bool) {
 	blk := &b.blocks[i]
-	if blk.ports == nil || b.size-blk.used < n {
+	if !blk.shared || b.size-blk.used < n {
 		return 0, false
 	}
 	at, ok := freeRun(blk.ports, blk.rover, n)

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"regexp"
+	"strconv"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
@@ -64,7 +66,7 @@ type Reply struct {
 	Time   Time
 }
 
-// Error says that a job failed. It does not say which; the text of some originals does.
+// Error says that a job failed. Which one, only its text may say: see JobID.
 type Error struct {
 	Code    int32 // 400: the job makes no sense; 500: it could not be done
 	Message string
@@ -79,6 +81,25 @@ func (Done) Kind() string     { return "DONE" }
 func (Reply) Kind() string    { return "REPLY" }
 func (Error) Kind() string    { return "ERROR" }
 func (Cancel) Kind() string   { return "CANCEL" }
+
+// NewError is an agent's report about a job, in words of which JobID finds the job.
+func NewError(code int32, sessionID int32, err error) Error {
+	return Error{Code: code, Message: fmt.Sprintf("cannot do job %d: %v", sessionID, err)}
+}
+
+// jobInError is how the originals' reports name the job.
+var jobInError = regexp.MustCompile(`\bjob (\d{1,10})\b`)
+
+// JobID finds the session id of the job that failed in the text of the report. A report about a job that could not be read
+// names none.
+func (e Error) JobID() (int32, bool) {
+	m := jobInError.FindStringSubmatch(e.Message)
+	if m == nil {
+		return 0, false
+	}
+	id, err := strconv.ParseInt(m[1], 10, 32)
+	return int32(id), err == nil
+}
 
 // Error makes the agent's report an error.
 func (e Error) Error() string { return fmt.Sprintf("agent: %.500q (code %d)", e.Message, e.Code) }
