@@ -169,6 +169,18 @@ func (c *Client) Set(ctx context.Context, from, to string, oneWay bool, fields m
 	return err
 }
 
+// Announce is [Lab.Announce] of the lab.
+func (c *Client) Announce(ctx context.Context, node string, o AnnounceOptions) error {
+	_, err := c.call(ctx, request{Op: opAnnounce, Announce: &announceMessage{Node: node, Options: o}})
+	return err
+}
+
+// Withdraw is [Lab.Withdraw] of the lab.
+func (c *Client) Withdraw(ctx context.Context, node string, o AnnounceOptions) error {
+	_, err := c.call(ctx, request{Op: opAnnounce, Announce: &announceMessage{Node: node, Withdraw: true, Options: o}})
+	return err
+}
+
 // Down takes the lab down, and returns when nothing is left of it.
 func (c *Client) Down(ctx context.Context) error {
 	conn, err := c.connect()

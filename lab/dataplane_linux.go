@@ -190,18 +190,10 @@ func routerConfig(t *Topology, n *planNode) dataplane.RouterConfig {
 	for _, a := range n.loopback {
 		c.Addrs = append(c.Addrs, a.Addr())
 	}
-	port := map[*planIface]int{}
-	for i, f := range n.ifaces {
-		port[f] = i
+	for _, f := range n.ifaces {
 		c.Ports = append(c.Ports, dataplane.PortConfig{MAC: f.mac, MTU: f.mtu, Addrs: f.addrs, Neighbours: f.neighbours()})
 	}
-	for _, r := range n.routes {
-		route := dataplane.Route{Prefix: r.to, Reject: rejects[r.reject]}
-		for _, hop := range r.via {
-			route.NextHops = append(route.NextHops, dataplane.NextHop{Port: port[hop.iface], Gateway: hop.gateway})
-		}
-		c.Routes = append(c.Routes, route)
-	}
+	c.Routes = routerRoutes(n, n.routes)
 	if n.kind == KindRouter {
 		c.Behaviour = t.Routers[n.name].Behaviour
 		return c
@@ -209,7 +201,7 @@ func routerConfig(t *Topology, n *planNode) dataplane.RouterConfig {
 	config := t.NATs[n.name]
 	c.Behaviour = config.Behaviour
 	nat := &dataplane.NATConfig{
-		Outside: port[n.outside], Address: n.outside.addr(0), Ports: config.Ports,
+		Outside: slices.Index(n.ifaces, n.outside), Address: n.outside.addr(0), Ports: config.Ports,
 		Hairpin: config.Hairpin, UDPTimeout: config.Timeout,
 	}
 	switch config.Type {
@@ -223,6 +215,19 @@ func routerConfig(t *Topology, n *planNode) dataplane.RouterConfig {
 	}
 	c.NAT = nat
 	return c
+}
+
+// routerRoutes says routes of a node in the words of the data plane.
+func routerRoutes(n *planNode, routes []planRoute) []dataplane.Route {
+	var out []dataplane.Route
+	for _, r := range routes {
+		route := dataplane.Route{Prefix: r.to, Reject: rejects[r.reject]}
+		for _, hop := range r.via {
+			route.NextHops = append(route.NextHops, dataplane.NextHop{Port: slices.Index(n.ifaces, hop.iface), Gateway: hop.gateway})
+		}
+		out = append(out, route)
+	}
+	return out
 }
 
 var rejects = map[string]dataplane.Reject{

@@ -17,6 +17,9 @@ var (
 	// ErrNoNode: no host, router, bridge or NAT of the lab has this name.
 	ErrNoNode = errors.New("no such node")
 
+	// ErrNotHeld: the node has no such prefix among its addresses, and cannot announce or withdraw it.
+	ErrNotHeld = errors.New("prefix is not held")
+
 	// ErrNoWire: no wire joins these two nodes.
 	ErrNoWire = errors.New("no such wire")
 

@@ -81,6 +81,10 @@ func (p *plan) nodeLabel(n *planNode) []string {
 			odd = append(odd, fmt.Sprintf(format, args...))
 		}
 	}
+	for _, a := range n.announce {
+		add(a.Withdrawn, "%s withdrawn", prefixString(a.Prefix))
+		add(!a.Withdrawn && a.Cost != 0, "%s at cost %d", prefixString(a.Prefix), a.Cost)
+	}
 	add(b.Silent, "silent")
 	add(b.SilentPing, "no echo")
 	add(b.ICMPRate != 0, "%g ICMP/s", b.ICMPRate)

@@ -47,6 +47,12 @@ type Lab struct {
 	ctx       context.Context
 	cancel    context.CancelFunc
 
+	changing chan struct{} // holds a token while announcements change, which they do one after the other
+
+	routesMu  sync.Mutex // guards what follows
+	announced announcements
+	routes    routing // that each node has at present
+
 	mu      sync.Mutex // guards the closing of closing, and that nothing joins tasks after it
 	closing chan struct{}
 	tasks   sync.WaitGroup
@@ -91,8 +97,11 @@ func Start(ctx context.Context, topology *Topology, opts Options) (*Lab, error) 
 		return nil, fmt.Errorf("%w: this process lacks CAP_SYS_ADMIN, CAP_NET_ADMIN or CAP_NET_RAW; call lab.Enter first, or run as root", ErrNoNamespaces)
 	}
 	l := &Lab{
-		plan: p, closing: make(chan struct{}),
+		plan: p, closing: make(chan struct{}), changing: make(chan struct{}, 1), announced: p.announce,
 		wires: make([]*Wire, len(p.wires)), routers: make([]*Router, len(p.nodes)),
+	}
+	for _, n := range p.nodes {
+		l.routes = append(l.routes, n.routes)
 	}
 	l.ctx, l.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if err := l.build(opts); err != nil {
@@ -407,6 +416,15 @@ func (h *Host) configureBridge() error {
 }
 
 func (h *Host) addRoute(r planRoute) error {
+	route, err := h.kernelRoute(r)
+	if err != nil {
+		return err
+	}
+	return h.ns.netlink.RouteAdd(route)
+}
+
+// kernelRoute says a route in the words of the kernel.
+func (h *Host) kernelRoute(r planRoute) (*netlink.Route, error) {
 	route := &netlink.Route{Dst: ipNet(r.to)}
 	switch r.reject {
 	case "blackhole":
@@ -419,7 +437,7 @@ func (h *Host) addRoute(r planRoute) error {
 	for _, hop := range r.via {
 		link, err := h.ns.netlink.LinkByName(hop.iface.name)
 		if err != nil {
-			return fmt.Errorf("find interface %s: %w", hop.iface.name, err)
+			return nil, fmt.Errorf("find interface %s: %w", hop.iface.name, err)
 		}
 		route.MultiPath = append(route.MultiPath, &netlink.NexthopInfo{
 			LinkIndex: link.Attrs().Index, Gw: hop.gateway.AsSlice(),
@@ -429,7 +447,7 @@ func (h *Host) addRoute(r planRoute) error {
 		route.LinkIndex, route.Gw = route.MultiPath[0].LinkIndex, route.MultiPath[0].Gw
 		route.MultiPath = nil
 	}
-	return h.ns.netlink.RouteAdd(route)
+	return route, nil
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {

@@ -48,16 +48,8 @@ type plan struct {
 	byName   map[string]*planNode
 	wires    [][2]*planIface // parallel to topology.Wires
 	segments []*segment      // in the order of their first wires
-	silent   holdings        // that are withdrawn from the start
+	announce announcements   // at the start
 }
-
-// A holding is a prefix on a node's loopback interface.
-type holding struct {
-	node   *planNode
-	prefix netip.Prefix // masked
-}
-
-type holdings map[holding]bool
 
 type planNode struct {
 	index    int
@@ -65,10 +57,10 @@ type planNode struct {
 	kind     Kind
 	ifaces   []*planIface // in the order of their wires
 	loopback []netip.Prefix
-	routes   []planRoute // at the start, by destination; connected ones are left to the interface addresses
-	announce []AnnounceConfig
-	outside  *planIface // of a NAT
-	user     bool       // forwards in user space
+	routes   []planRoute      // at the start, by destination; connected ones are left to the interface addresses
+	announce []AnnounceConfig // as the topology says
+	outside  *planIface       // of a NAT
+	user     bool             // forwards in user space
 }
 
 // address is the node's first address of a family, service addresses first, or the zero Addr.
@@ -82,15 +74,24 @@ func (n *planNode) address(f int) netip.Addr {
 }
 
 // hostsFile is the text of an /etc/hosts in which every node's name stands for all its addresses, so that each of
-// them has a name. Resolvers keep the order: the address that [planNode.address] gives comes first.
+// them has a name. Resolvers keep the order: the address that [planNode.address] gives comes first. An anycast address
+// has no name: it would be that of a node that does not answer.
 func (p *plan) hostsFile() string {
+	holders := map[netip.Addr]int{}
+	for _, n := range p.nodes {
+		for _, a := range n.loopback {
+			holders[a.Addr()]++
+		}
+	}
 	var b strings.Builder
 	b.WriteString("127.0.0.1 localhost\n::1 localhost\n")
 	for _, n := range p.nodes {
 		addrs := n.addresses()
 		slices.SortStableFunc(addrs, func(a, b netip.Addr) int { return cmp.Compare(family(a), family(b)) })
 		for _, a := range addrs {
-			fmt.Fprintf(&b, "%s %s\n", a, n.name)
+			if holders[a] < 2 {
+				fmt.Fprintf(&b, "%s %s\n", a, n.name)
+			}
 		}
 	}
 	return b.String()
@@ -146,7 +147,7 @@ func newPlan(t *Topology) (*plan, error) {
 	if err := t.check(); err != nil {
 		return nil, err
 	}
-	p := &plan{topology: t, byName: map[string]*planNode{}, silent: holdings{}}
+	p := &plan{topology: t, byName: map[string]*planNode{}, announce: announcements{}}
 	p.addNodes()
 	if err := p.addWires(); err != nil {
 		return nil, err
@@ -161,7 +162,7 @@ func newPlan(t *Topology) (*plan, error) {
 	if err := p.addAnnouncements(); err != nil {
 		return nil, err
 	}
-	tables, err := p.findRoutes(p.silent)
+	tables, err := p.findRoutes(p.announce)
 	if err != nil {
 		return nil, err
 	}
@@ -174,10 +175,10 @@ func newPlan(t *Topology) (*plan, error) {
 // A routing is what all nodes know: the routes of each, by its index and then by destination.
 type routing [][]planRoute
 
-// findRoutes are the routes of all nodes while some holdings are withdrawn.
-func (p *plan) findRoutes(withdrawn holdings) (routing, error) {
+// findRoutes are the routes of all nodes while prefixes are announced so.
+func (p *plan) findRoutes(announced announcements) (routing, error) {
 	t := make(routing, len(p.nodes))
-	p.addAutomaticRoutes(t, withdrawn)
+	p.addAutomaticRoutes(t, announced)
 	if err := p.addExplicitRoutes(t); err != nil {
 		return nil, err
 	}
@@ -482,7 +483,7 @@ type destination struct {
 	nodes []*planNode // that announce the prefix, which is on their loopback interface
 }
 
-func (p *plan) addAutomaticRoutes(t routing, withdrawn holdings) {
+func (p *plan) addAutomaticRoutes(t routing, announced announcements) {
 	var dests []destination
 	for _, seg := range p.segments {
 		for _, s := range seg.subnets {
@@ -492,7 +493,7 @@ func (p *plan) addAutomaticRoutes(t routing, withdrawn holdings) {
 	owners := map[netip.Prefix][]*planNode{}
 	for _, n := range p.nodes {
 		for _, a := range n.loopback {
-			if !withdrawn[holding{n, a.Masked()}] {
+			if !announced[holding{n, a.Masked()}].Withdrawn {
 				owners[a.Masked()] = append(owners[a.Masked()], n)
 			}
 		}
@@ -501,7 +502,7 @@ func (p *plan) addAutomaticRoutes(t routing, withdrawn holdings) {
 		dests = append(dests, destination{to: to, nodes: owners[to]})
 	}
 	for _, d := range dests {
-		p.route(t, d)
+		p.route(t, d, announced)
 	}
 	for i, n := range p.nodes {
 		if n.kind == KindHost {
@@ -512,7 +513,7 @@ func (p *plan) addAutomaticRoutes(t routing, withdrawn holdings) {
 
 // route finds the shortest paths of all nodes to one destination, from the destination outwards
 // (Dijkstra), and gives each node the first hops of all its shortest paths.
-func (p *plan) route(t routing, d destination) {
+func (p *plan) route(t routing, d destination, announced announcements) {
 	const far = math.MaxInt
 	v := family(d.to.Addr())
 	dist := make([]int, len(p.nodes))
@@ -533,7 +534,7 @@ func (p *plan) route(t routing, d destination) {
 		}
 	}
 	for _, n := range d.nodes {
-		dist[n.index], origin[n.index] = n.announceCost(d.to), true
+		dist[n.index], origin[n.index] = announced[holding{n, d.to}].Cost, true
 		queue = append(queue, queued{dist[n.index], n.index})
 	}
 	heap.Init(&queue)
@@ -593,42 +594,6 @@ func (n *planNode) has(to netip.Prefix) bool {
 		}
 	}
 	return n.holds(to)
-}
-
-// holds reports whether the node has that prefix on its loopback interface.
-func (n *planNode) holds(to netip.Prefix) bool {
-	return slices.ContainsFunc(n.loopback, func(a netip.Prefix) bool { return a.Masked() == to })
-}
-
-// announceCost is how far the node claims to be from a prefix of its own.
-func (n *planNode) announceCost(to netip.Prefix) int {
-	for _, a := range n.announce {
-		if a.Prefix.Masked() == to {
-			return a.Cost
-		}
-	}
-	return 0
-}
-
-// addAnnouncements checks what nodes say of prefixes against what they hold.
-func (p *plan) addAnnouncements() error {
-	for _, n := range p.nodes {
-		seen := map[netip.Prefix]bool{}
-		for _, a := range n.announce {
-			switch to := a.Prefix.Masked(); {
-			case !a.Prefix.IsValid() || !n.holds(to):
-				return bad("%s %s: announce: %s is not among its addresses", n.kind, n.name, a.Prefix)
-			case seen[to]:
-				return bad("%s %s: announce: %s is there twice", n.kind, n.name, to)
-			default:
-				seen[to] = true
-				if a.Withdrawn {
-					p.silent[holding{n, to}] = true
-				}
-			}
-		}
-	}
-	return nil
 }
 
 // defaultRoutes replaces a host's routes of one IP version by a default route where all

@@ -25,6 +25,8 @@ type NodeStatus struct {
 	Kind      string       `json:"kind"`
 	UserSpace bool         `json:"user_space,omitempty"` // forwards in user space
 	Addresses []netip.Addr `json:"addresses"`
+	// Announce are its prefixes that are withdrawn, or announced at a cost.
+	Announce []AnnounceConfig `json:"announce,omitempty"`
 }
 
 // WireStatus describes a wire of a running lab.
@@ -56,6 +58,8 @@ type request struct {
 	Exec  *execMessage `json:"exec,omitempty"`
 	Set   *setMessage  `json:"set,omitempty"`
 	Graph string       `json:"graph,omitempty"` // format
+
+	Announce *announceMessage `json:"announce,omitempty"`
 }
 
 // The operations of a request.
@@ -65,6 +69,8 @@ const (
 	opSet    = "set"
 	opGraph  = "graph"
 	opDown   = "down"
+
+	opAnnounce = "announce"
 )
 
 type execMessage struct {
@@ -82,6 +88,12 @@ type setMessage struct {
 	To     string            `json:"to"`
 	OneWay bool              `json:"one_way,omitempty"`
 	Fields map[string]string `json:"fields"`
+}
+
+type announceMessage struct {
+	Node     string          `json:"node"`
+	Withdraw bool            `json:"withdraw,omitempty"`
+	Options  AnnounceOptions `json:"options"`
 }
 
 // signalMessage follows the request of a command, as often as there are signals to hand on.
@@ -103,6 +115,7 @@ var errorCodes = map[string]error{
 	"topology":      ErrTopology,
 	"no-node":       ErrNoNode,
 	"no-wire":       ErrNoWire,
+	"not-held":      ErrNotHeld,
 	"plain-wire":    ErrPlainWire,
 	"kernel-router": ErrKernelRouter,
 }

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -209,6 +210,8 @@ func (s *server) handle(conn *net.UnixConn) {
 		resp.Text, err = s.graph(req.Graph)
 	case opSet:
 		err = s.set(req.Set)
+	case opAnnounce:
+		err = s.announce(req.Announce)
 	case opExec:
 		resp.Exit, err = s.exec(conn, dec, req.Exec, files)
 	case opDown:
@@ -267,7 +270,9 @@ func readRequest(conn *net.UnixConn) (*json.Decoder, []*os.File, *request, error
 func (s *server) status() Status {
 	st := Status{Name: s.lab.plan.topology.label(), PID: os.Getpid(), Started: s.started}
 	for _, n := range s.lab.plan.nodes {
-		st.Nodes = append(st.Nodes, NodeStatus{Name: n.name, Kind: n.kind.String(), UserSpace: n.user, Addresses: n.addresses()})
+		st.Nodes = append(st.Nodes, NodeStatus{
+			Name: n.name, Kind: n.kind.String(), UserSpace: n.user, Addresses: n.addresses(), Announce: s.lab.announcementsOf(n),
+		})
 	}
 	for _, w := range s.lab.wires {
 		ws := WireStatus{Ends: w.Ends(), Plain: w.Plain()}
@@ -308,6 +313,16 @@ func (s *server) set(m *setMessage) error {
 	return nil
 }
 
+func (s *server) announce(m *announceMessage) error {
+	switch {
+	case m == nil:
+		return errors.New("nothing to announce")
+	case m.Withdraw:
+		return s.lab.Withdraw(s.lab.ctx, m.Node, m.Options)
+	}
+	return s.lab.Announce(s.lab.ctx, m.Node, m.Options)
+}
+
 // graph draws the lab as it is now.
 func (s *server) graph(format string) (string, error) {
 	t := *s.lab.plan.topology
@@ -316,6 +331,20 @@ func (s *server) graph(format string) (string, error) {
 		there, _ := w.Impairment(w.Ends()[0]) // its own ends: cannot fail
 		back, _ := w.Impairment(w.Ends()[1])
 		t.Wires[i].Impairment, t.Wires[i].Forward, t.Wires[i].Backward = there, nil, &back
+	}
+	t.Hosts, t.Routers = maps.Clone(t.Hosts), maps.Clone(t.Routers)
+	for _, n := range s.lab.plan.nodes {
+		switch n.kind {
+		case KindHost:
+			h := t.Hosts[n.name]
+			h.Announce = s.lab.announcementsOf(n)
+			t.Hosts[n.name] = h
+		case KindRouter:
+			r := t.Routers[n.name]
+			r.Announce = s.lab.announcementsOf(n)
+			t.Routers[n.name] = r
+		case KindBridge, KindNAT: // announce plainly
+		}
 	}
 	return t.Graph(format)
 }

@@ -68,12 +68,12 @@ type RouterConfig struct {
 // AnnounceConfig says how a node announces a prefix among its Addresses. [Lab.Withdraw] and
 // [Lab.Announce] change it while the lab runs.
 type AnnounceConfig struct {
-	Prefix netip.Prefix
+	Prefix netip.Prefix `json:"prefix"`
 	// Cost is added to that of every path to this node, as a prepended AS number would
 	// be: others are then nearer. 0 to 1e6.
-	Cost int
+	Cost int `json:"cost,omitempty"`
 	// Withdrawn holds the prefix without announcing it, until [Lab.Announce].
-	Withdrawn bool
+	Withdrawn bool `json:"withdrawn,omitempty"`
 }
 
 // What a user-space router or a carried wire does is said in the words of package dataplane.

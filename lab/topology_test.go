@@ -35,6 +35,7 @@ func TestParse(t *testing.T) {
 		name = "every"
 		[host.h]
 		addresses = ["192.0.2.1", "2001:db8::1/64"]
+		announce = [{ prefix = "192.0.2.1", cost = 3 }, { prefix = "2001:db8::/64", withdrawn = true }]
 		routes = [{ to = "default", via = "r" }]
 		[router.r]
 		adjustable = true
@@ -77,6 +78,7 @@ func TestParse(t *testing.T) {
 		addresses = [["10.7.0.1/24"], ["10.7.0.9/24"]]
 		[[wire]]
 		ends = ["r", "n"]
+		cost = [2, 5]
 		subnets = ["10.8.0.0/24"]
 		[[wire]]
 		ends = ["n", "b"]
@@ -93,6 +95,7 @@ func TestParse(t *testing.T) {
 		Name: "every",
 		Hosts: map[string]HostConfig{"h": {
 			Addresses: []netip.Prefix{p("192.0.2.1/32"), p("2001:db8::1/64")},
+			Announce:  []AnnounceConfig{{Prefix: p("192.0.2.1/32"), Cost: 3}, {Prefix: p("2001:db8::/64"), Withdrawn: true}},
 			Routes:    []RouteConfig{{To: "default", Via: []string{"r"}}},
 		}},
 		Routers: map[string]RouterConfig{"r": {Adjustable: true, Behaviour: Behaviour{
@@ -117,7 +120,7 @@ func TestParse(t *testing.T) {
 				Forward: &Impairment{Delay: time.Millisecond}, Seed: 42, MTU: 1400, Cost: 3, Adjustable: true,
 				Addresses: [2][]netip.Prefix{{p("10.7.0.1/24")}, {p("10.7.0.9/24")}},
 			},
-			{Ends: [2]string{"r", "n"}, Subnets: []netip.Prefix{p("10.8.0.0/24")}},
+			{Ends: [2]string{"r", "n"}, Costs: [2]int{2, 5}, Subnets: []netip.Prefix{p("10.8.0.0/24")}},
 			{Ends: [2]string{"n", "b"}},
 		},
 		Routes: []RouteConfig{{At: "r", To: "10.99.0.0/16", Reject: "unreachable"}},
@@ -157,6 +160,14 @@ func TestParseFaults(t *testing.T) {
 		{"reorder", pair + "reorder = 0.5", "reorder needs a delay"},
 		{"mtu", pair + "mtu = 100", "mtu 100"},
 		{"cost", pair + "cost = -1", "cost -1"},
+		{"three costs", pair + "cost = [1, 2, 3]", "cost must be a number or two, not 3"},
+		{"no cost one way", pair + "cost = [1, 0]", "cost 0 is not a whole number from 1"},
+		{"high cost one way", pair + "cost = [1, 9999999999999]", "cost 2147483647 is not between"},
+		{"cost in words", pair + "cost = 'dear'", "cost must be a whole number"},
+		{"announce without address", "[host.a]\nannounce = [{ prefix = '192.0.2.1' }]", "host a: announce: 192.0.2.1/32 is not among its addresses"},
+		{"announce nothing", "[host.a]\nannounce = [{ cost = 1 }]", "is not among its addresses"},
+		{"announce twice", "[router.a]\naddresses = ['192.0.2.1']\nannounce = [{ prefix = '192.0.2.1' }, { prefix = '192.0.2.1/32' }]", "router a: announce: 192.0.2.1/32 is there twice"},
+		{"announce cost", "[host.a]\naddresses = ['192.0.2.1']\nannounce = [{ prefix = '192.0.2.1', cost = -1 }]", "cost -1 of 192.0.2.1/32"},
 		{"subnet", pair + "subnets = ['10.0.0.1/24']", "did you mean 10.0.0.0/24?"},
 		{"two subnets", pair + "subnets = ['10.0.0.0/24', '10.0.1.0/24']", "more than one subnet"},
 		{"small subnet", pair + "subnets = ['10.0.0.0/32']", "too small"},
@@ -482,7 +493,7 @@ func TestGraphOverlaps(t *testing.T) {
 		hub += fmt.Sprintf("[host.h%d]\n[[wire]]\nends = ['hub', 'h%d']\nrate = '10Mbit'\n", i, i)
 	}
 	topologies["hub"] = MustParse(hub)
-	for _, file := range append(exampleFiles(t), "../examples/diamond.toml") {
+	for _, file := range append(exampleFiles(t), "../examples/diamond.toml", "../examples/anycast.toml") {
 		topology, err := ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
