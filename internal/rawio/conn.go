@@ -4,6 +4,7 @@
 package rawio
 
 import (
+	"errors"
 	"net/netip"
 	"time"
 
@@ -30,7 +31,7 @@ type Message struct {
 	// the arrival for Receive, the departure for an error-queue entry of origin OriginTimestamp.
 	Time int64
 	// TTL is the hop limit: when sending, 0 leaves it to the system; when receiving, 0 is unknown.
-	// Raw IPv4 and header-included sockets carry it in Data.
+	// Raw IPv4, header-included and Link sockets carry it in Data.
 	TTL uint8
 	// TOS is the type of service or traffic class, as TTL.
 	TOS uint8
@@ -39,8 +40,10 @@ type Message struct {
 	StampTX bool
 	// Truncated tells that the packet was longer than Data.
 	Truncated bool
-	// IfIndex is the interface to send through, 0 for routing's choice.
+	// IfIndex is the interface to send through, 0 for routing's choice; Link sockets need it.
 	IfIndex int
+	// Link is the Ethernet address to send to, for Link sockets.
+	Link LinkAddr
 	// Source is the source address to send from, for sockets that do not carry it in Data.
 	Source netip.Addr
 	// Mark is the routing mark to send with; needs CAP_NET_RAW or CAP_NET_ADMIN at that moment.
@@ -87,7 +90,35 @@ const (
 	Raw
 	// Datagram is a UDP socket, or an ICMP echo ("ping") socket.
 	Datagram
+	// Link sends whole IP packets, complete to the last checksum, in Ethernet frames to Message.Link
+	// through Message.IfIndex, past the host's routing and firewall, and receives nothing (AF_PACKET).
+	Link
 )
+
+// sends tells that sockets of the kind receive nothing.
+func (k Kind) sends() bool { return k == RawHeader || k == Link }
+
+// LinkAddr is an Ethernet address.
+type LinkAddr [6]byte
+
+// NextHop says how the packets to a destination leave over Ethernet.
+type NextHop struct {
+	// Source is the address that routing chooses for them.
+	Source netip.Addr
+	// IfIndex is the interface that they leave through, and Link the address of the neighbour there: the
+	// gateway, or the destination itself.
+	IfIndex int
+	Link    LinkAddr
+	// MTU is how long a packet may be, in bytes.
+	MTU int
+	// Fresh tells that the host is sure of Link. Otherwise the neighbour has not been heard from for a while, and
+	// a packet sent through a socket of another kind makes the host ask whether it is still there.
+	Fresh bool
+}
+
+// ErrNoNeighbour says that the Ethernet address of a next hop is not known: the host has not asked for it yet, is
+// asking, or got no answer. A packet sent through a socket of another kind makes it ask.
+var ErrNoNeighbour = errors.New("no Ethernet address known for the neighbour")
 
 // Spec describes a socket to open.
 type Spec struct {
@@ -122,7 +153,7 @@ type Conn interface {
 	Close() error
 }
 
-// Route says how a packet will leave, for [Host.Source].
+// Route says how a packet will leave, for [Host.Source] and [Host.NextHop].
 type Route struct {
 	Interface string
 	Mark      uint32
@@ -136,6 +167,10 @@ type Host interface {
 	Open(Spec) (Conn, error)
 	// Source is the address that packets to dst leave from.
 	Source(dst netip.Addr, via Route) (netip.Addr, error)
+	// NextHop looks up how packets to dst leave over Ethernet. It fails with [ErrNoNeighbour], with
+	// [errors.ErrUnsupported] where they do not (to the host itself, to a group, over
+	// something else, in a tunnel), and as Source does where there is no route. A mark is not supported.
+	NextHop(dst netip.Addr, via Route) (NextHop, error)
 	// CheckLocal fails with EADDRNOTAVAIL if addr is not one of the host's.
 	CheckLocal(addr netip.Addr) error
 	// IfIndex is the number of a network interface.

@@ -59,6 +59,11 @@ func openSocket(s Spec) (*socket, error) {
 	}
 	typ, proto := unix.SOCK_RAW, s.Protocol
 	switch s.Kind {
+	case Link:
+		// For a datagram the kernel writes the Ethernet header, with the interface's own address. Protocol
+		// 0 receives nothing. PACKET_QDISC_BYPASS is left off: over a veth it gains nothing, and
+		// nobody could capture what is sent.
+		family, typ, proto = unix.AF_PACKET, unix.SOCK_DGRAM, 0
 	case RawHeader:
 		proto = unix.IPPROTO_RAW
 	case Raw:
@@ -69,10 +74,13 @@ func openSocket(s Spec) (*socket, error) {
 	}
 	fd, err := unix.Socket(family, typ|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, proto)
 	if err != nil {
+		if s.Kind == Link {
+			return nil, fmt.Errorf("open packet socket: %w", err)
+		}
 		return nil, fmt.Errorf("open IPv%d socket of type %d, protocol %d: %w", s.Version, typ, proto, err)
 	}
 	c := &socket{fd: fd, version: s.Version, kind: s.Kind, tx: new(vector)}
-	if s.Kind != RawHeader {
+	if !s.Kind.sends() {
 		c.rx = new(vector)
 	}
 	if err := c.configure(s); err != nil {
@@ -134,7 +142,7 @@ func (c *socket) configure(s Spec) error {
 			return fmt.Errorf("restrict to IPv6: %w", err)
 		}
 	}
-	if s.Kind != RawHeader {
+	if !s.Kind.sends() {
 		// A probe longer than the path's MTU is fragmented, as its size says; path MTU
 		// discovery would make its fate depend on what other programs learned.
 		var err error
@@ -147,7 +155,7 @@ func (c *socket) configure(s Spec) error {
 			return fmt.Errorf("switch path MTU discovery off: %w", err)
 		}
 	}
-	if s.ReceiveErrors {
+	if s.ReceiveErrors && s.Kind != Link { // which has nothing else than departure stamps there
 		level, opt, ext := unix.IPPROTO_IP, unix.IP_RECVERR, unix.IP_RECVERR_RFC4884
 		if s.Version == 6 {
 			level, opt, ext = unix.IPPROTO_IPV6, unix.IPV6_RECVERR, unix.IPV6_RECVERR_RFC4884
@@ -225,6 +233,19 @@ func setName(name *unix.RawSockaddrInet6, ap netip.AddrPort) (uint32, error) {
 	return unix.SizeofSockaddrInet6, nil
 }
 
+// setLinkName writes where a packet socket shall send m, and returns the length.
+func setLinkName(name *unix.RawSockaddrInet6, m *Message, version int) uint32 {
+	sa := (*unix.RawSockaddrLinklayer)(unsafe.Pointer(name))
+	*sa = unix.RawSockaddrLinklayer{Family: unix.AF_PACKET, Ifindex: int32(m.IfIndex), Halen: uint8(len(m.Link))}
+	etherType := uint16(unix.ETH_P_IP)
+	if version == 6 {
+		etherType = unix.ETH_P_IPV6
+	}
+	binary.BigEndian.PutUint16((*[2]byte)(unsafe.Pointer(&sa.Protocol))[:], etherType)
+	copy(sa.Addr[:], m.Link[:])
+	return unix.SizeofSockaddrLinklayer
+}
+
 // control appends one control message of n data bytes and returns them for filling.
 func control(b []byte, level, typ int32, n int) ([]byte, []byte) {
 	off := len(b)
@@ -238,7 +259,7 @@ func control(b []byte, level, typ int32, n int) ([]byte, []byte) {
 // setControl writes the control messages that m needs.
 func (c *socket) setControl(b []byte, m *Message) []byte {
 	var d []byte
-	header := c.kind == RawHeader // then Data carries the IP header's fields
+	header := c.kind.sends() // then Data carries the IP header's fields
 	if !header && m.TTL != 0 {
 		if c.version == 4 {
 			b, d = control(b, unix.IPPROTO_IP, unix.IP_TTL, 4)
@@ -255,7 +276,7 @@ func (c *socket) setControl(b []byte, m *Message) []byte {
 		}
 		binary.NativeEndian.PutUint32(d, uint32(m.TOS))
 	}
-	if m.IfIndex != 0 || m.Source.IsValid() && !header {
+	if m.IfIndex != 0 && c.kind != Link || m.Source.IsValid() && !header {
 		if c.version == 4 {
 			// struct in_pktinfo: int ifindex, in_addr source, in_addr (unused)
 			b, d = control(b, unix.IPPROTO_IP, unix.IP_PKTINFO, 12)
@@ -306,13 +327,18 @@ func (c *socket) send(msgs []Message) (int, error) {
 		m := &msgs[i]
 		h := &v.hdrs[i].hdr
 		*h = unix.Msghdr{}
-		n, err := setName(&v.names[i], m.Addr)
-		if err != nil {
-			if i == 0 {
-				return 0, err
+		var n uint32
+		if c.kind == Link {
+			n = setLinkName(&v.names[i], m, c.version)
+		} else {
+			var err error
+			if n, err = setName(&v.names[i], m.Addr); err != nil {
+				if i == 0 {
+					return 0, err
+				}
+				msgs = msgs[:i] // the next call starts with the bad one
+				break
 			}
-			msgs = msgs[:i] // the next call starts with the bad one
-			break
 		}
 		h.Name, h.Namelen = (*byte)(unsafe.Pointer(&v.names[i])), n
 		if len(m.Data) > 0 {
@@ -423,7 +449,8 @@ func (c *socket) takeControl(m *Message, level, typ int32, d []byte) {
 	case level == unix.IPPROTO_IP && typ == unix.IP_TOS && len(d) >= 1:
 		m.TOS = d[0]
 	case level == unix.IPPROTO_IP && typ == unix.IP_RECVERR,
-		level == unix.IPPROTO_IPV6 && typ == unix.IPV6_RECVERR:
+		level == unix.IPPROTO_IPV6 && typ == unix.IPV6_RECVERR,
+		level == unix.SOL_PACKET && typ == unix.PACKET_TX_TIMESTAMP:
 		takeFailure(m, d)
 	}
 }

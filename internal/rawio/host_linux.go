@@ -23,6 +23,8 @@ type KernelHost struct {
 	route [2]int
 	// namespace is a descriptor of the network namespace of NewHost's caller until Adopt, then -1.
 	namespace int
+	// links answers NextHop; nil before the first one.
+	links *linkTable
 }
 
 var _ Host = (*KernelHost)(nil)
@@ -98,7 +100,7 @@ func (h *KernelHost) Open(s Spec) (Conn, error) {
 	index := -1
 	// The error queue of a pure sender holds departure stamps, which its owner
 	// reads when it wants them; watching it would end every wait at once.
-	if s.Kind != RawHeader {
+	if !s.Kind.sends() {
 		index = h.poller.Add(c.fd, Readable)
 	}
 	c.onClose = func() {
@@ -207,6 +209,10 @@ func (h *KernelHost) Close() error {
 			unix.Close(fd)
 			h.route[i] = -1
 		}
+	}
+	if h.links != nil {
+		h.links.close()
+		h.links = nil
 	}
 	if h.namespace >= 0 {
 		unix.Close(h.namespace)

@@ -85,12 +85,14 @@ func (c *conn) Send(msgs []rawio.Message) (int, error) {
 		if err != nil {
 			return k, err
 		}
-		c.host.carry(packet)
+		if packet != nil {
+			c.host.carry(packet)
+		}
 	}
 	return len(msgs), nil
 }
 
-// take makes the packet that leaves for m.
+// take makes the packet that leaves for m; nil if nobody gets it.
 func (c *conn) take(m *rawio.Message) ([]byte, error) {
 	h := c.host
 	h.mu.Lock()
@@ -102,6 +104,9 @@ func (c *conn) take(m *rawio.Message) ([]byte, error) {
 		err := c.pending
 		c.pending = 0
 		return nil, err
+	}
+	if c.spec.Kind == rawio.Link {
+		return c.takeFrameLocked(m)
 	}
 	dst := m.Addr.Addr()
 	if dst.Is4() != (c.spec.Version == 4) {
@@ -120,26 +125,60 @@ func (c *conn) take(m *rawio.Message) ([]byte, error) {
 		}
 		src = m.Source
 	}
-	if f := h.faults.Send; f != nil {
-		if err := f(c.spec, m); err != nil {
-			// The queue below the socket is full: the kernel has counted the message by then.
-			if errors.Is(err, syscall.ENOBUFS) && m.StampTX {
-				c.stamps++
-			}
-			return nil, err
-		}
+	if err := c.askLocked(m); err != nil {
+		return nil, err
 	}
 	packet, err := c.build(m, src, dst.WithZone(""))
 	if err != nil {
 		return nil, err
 	}
-	if m.StampTX {
-		c.errors = append(c.errors, entry{m: rawio.Message{
-			Time: time.Now().UnixNano(), Failure: rawio.Failure{Errno: uint32(syscall.ENOMSG), Origin: rawio.OriginTimestamp, ID: c.stamps},
-		}})
+	c.stampLocked(m)
+	return packet, nil
+}
+
+// takeFrameLocked makes the packet that leaves in a frame: what m has, without a look at the routes. What goes to
+// another Ethernet address than the neighbour's is nobody's.
+func (c *conn) takeFrameLocked(m *rawio.Message) ([]byte, error) {
+	h := c.host
+	if m.IfIndex < 1 || m.IfIndex > len(h.interfaces) || h.interfaces[m.IfIndex-1] == "" {
+		return nil, syscall.ENXIO
+	}
+	if err := c.askLocked(m); err != nil {
+		return nil, err
+	}
+	if len(m.Data) > h.mtu {
+		return nil, syscall.EMSGSIZE
+	}
+	c.stampLocked(m)
+	if m.Link != h.link {
+		return nil, nil
+	}
+	return slices.Clone(m.Data), nil
+}
+
+// askLocked asks the test whether m is taken.
+func (c *conn) askLocked(m *rawio.Message) error {
+	f := c.host.faults.Send
+	if f == nil {
+		return nil
+	}
+	err := f(c.spec, m)
+	// The queue below the socket is full: the kernel has counted the message by then.
+	if errors.Is(err, syscall.ENOBUFS) && m.StampTX {
 		c.stamps++
 	}
-	return packet, nil
+	return err
+}
+
+// stampLocked leaves the departure stamp that m asks for.
+func (c *conn) stampLocked(m *rawio.Message) {
+	if !m.StampTX {
+		return
+	}
+	c.errors = append(c.errors, entry{m: rawio.Message{
+		Time: time.Now().UnixNano(), Failure: rawio.Failure{Errno: uint32(syscall.ENOMSG), Origin: rawio.OriginTimestamp, ID: c.stamps},
+	}})
+	c.stamps++
 }
 
 func (c *conn) build(m *rawio.Message, src, dst netip.Addr) ([]byte, error) {
@@ -225,7 +264,7 @@ func (c *conn) arriveLocked(d *datagram, now int64) {
 	}
 	m := rawio.Message{Time: now}
 	switch c.spec.Kind {
-	case rawio.RawHeader: // receives nothing
+	case rawio.RawHeader, rawio.Link: // receive nothing
 	case rawio.Raw:
 		if d.proto != c.spec.Protocol {
 			return

@@ -5,6 +5,7 @@ package rawiotest
 
 import (
 	"container/heap"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -29,6 +30,9 @@ type Config struct {
 	Interfaces []string
 	// MTU bounds packets sent with their header, in bytes; 0 means 1500.
 	MTU int
+	// Link is the Ethernet address of the one neighbour, who forwards packets to everybody. Routes go
+	// through the last interface. Without it the host has no Ethernet.
+	Link rawio.LinkAddr
 }
 
 // Faults make a host misbehave. Each function may be nil, and may be called from any goroutine that
@@ -42,6 +46,8 @@ type Faults struct {
 	// Send is asked before each message is taken, with the socket's spec. The message is valid
 	// during the call only.
 	Send func(rawio.Spec, *rawio.Message) error
+	// NextHop is asked by NextHop, and may change what it answers.
+	NextHop func(dst netip.Addr, hop *rawio.NextHop) error
 	// Wait is asked before each Wait.
 	Wait func() error
 }
@@ -51,6 +57,7 @@ type Faults struct {
 type Host struct {
 	network Network
 	mtu     int
+	link    rawio.LinkAddr
 	timer   *time.Timer
 	signal  chan struct{} // something changed: look again
 	air     air
@@ -70,7 +77,7 @@ var _ rawio.Host = (*Host)(nil)
 // NewHost returns a host. In a synctest bubble, call it there.
 func NewHost(c Config) *Host {
 	h := &Host{
-		network: c.Network, mtu: c.MTU, addrs: slices.Clone(c.Addrs), interfaces: slices.Clone(c.Interfaces),
+		network: c.Network, mtu: c.MTU, link: c.Link, addrs: slices.Clone(c.Addrs), interfaces: slices.Clone(c.Interfaces),
 		signal: make(chan struct{}, 1), timer: time.NewTimer(time.Hour),
 	}
 	h.timer.Stop()
@@ -119,7 +126,7 @@ func (h *Host) Open(s rawio.Spec) (rawio.Conn, error) {
 		return nil, fmt.Errorf("open socket: IP version %d is neither 4 nor 6", s.Version)
 	}
 	switch s.Kind {
-	case rawio.RawHeader, rawio.Raw, rawio.Datagram:
+	case rawio.RawHeader, rawio.Raw, rawio.Datagram, rawio.Link:
 	default:
 		return nil, fmt.Errorf("open socket: unknown kind %d", s.Kind)
 	}
@@ -188,6 +195,33 @@ func (h *Host) Source(dst netip.Addr, via rawio.Route) (netip.Addr, error) {
 	return a, nil
 }
 
+// NextHop implements [rawio.Host].
+func (h *Host) NextHop(dst netip.Addr, via rawio.Route) (rawio.NextHop, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	hop := rawio.NextHop{IfIndex: len(h.interfaces), Link: h.link, MTU: h.mtu, Fresh: true}
+	if via.Interface != "" {
+		var err error
+		if hop.IfIndex, err = h.indexLocked(via.Interface); err != nil {
+			return hop, err
+		}
+	}
+	src, err := h.routeLocked(dst, via)
+	if err != nil {
+		return hop, fmt.Errorf("next hop to %v: %w", dst, err)
+	}
+	hop.Source = src
+	if h.link == (rawio.LinkAddr{}) || via.Mark != 0 || dst.IsLoopback() || dst.IsMulticast() || slices.Contains(h.addrs, dst.WithZone("")) {
+		return hop, fmt.Errorf("next hop to %v: %w", dst, errors.ErrUnsupported)
+	}
+	if f := h.faults.NextHop; f != nil {
+		if err := f(dst, &hop); err != nil {
+			return hop, fmt.Errorf("next hop to %v: %w", dst, err)
+		}
+	}
+	return hop, nil
+}
+
 // CheckLocal implements [rawio.Host].
 func (h *Host) CheckLocal(addr netip.Addr) error {
 	h.mu.Lock()
@@ -254,7 +288,7 @@ func (h *Host) Wait(timeout time.Duration) error {
 // readyLocked tells whether some socket has something to read. What only sends is not watched.
 func (h *Host) readyLocked() bool {
 	for _, c := range h.conns {
-		if c.spec.Kind != rawio.RawHeader && (len(c.queue) > 0 || len(c.errors) > 0) {
+		if c.spec.Kind != rawio.RawHeader && c.spec.Kind != rawio.Link && (len(c.queue) > 0 || len(c.errors) > 0) {
 			return true
 		}
 	}

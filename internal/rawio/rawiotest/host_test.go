@@ -74,7 +74,7 @@ func whole(proto packet.Protocol, src, dst netip.Addr, upper []byte) []byte {
 // TestTwin holds the twin to the same contract as the kernel; see TestKernel in package rawio.
 func TestTwin(t *testing.T) {
 	rawiotest.TestHost(t, func(t *testing.T) *rawiotest.Env {
-		h := rawiotest.NewHost(rawiotest.Config{Network: answer, Addrs: local[:], Interfaces: []string{"lo", "b"}})
+		h := rawiotest.NewHost(rawiotest.Config{Network: answer, Addrs: local[:], Interfaces: []string{"lo", "b"}, Link: rawio.LinkAddr{2, 0, 0, 0, 0, 1}})
 		h.SetFaults(rawiotest.Faults{Route: noRoute})
 		t.Cleanup(func() { h.Close() })
 		return &rawiotest.Env{

@@ -49,6 +49,8 @@ func TestHost(t *testing.T, open func(t *testing.T) *Env) {
 		{"Stamps", (*suite).stamps},
 		{"Refused", (*suite).refused},
 		{"Long", (*suite).long},
+		{"NextHop", (*suite).nextHop},
+		{"Frames", (*suite).frames},
 		{"Wait", (*suite).wait},
 		{"Level", (*suite).level},
 		{"Ping", (*suite).ping},
@@ -433,6 +435,133 @@ func (e *suite) refused() error {
 }
 
 // long checks that a socket of one protocol sends what is longer than the MTU, with TTL and source as told.
+// neighbour looks up the next hop to the target, which the host may have to ask for its Ethernet address.
+func (e *suite) neighbour(v int) (rawio.NextHop, error) {
+	tx, _, err := e.rawPair(v)
+	if err != nil {
+		return rawio.NextHop{}, err
+	}
+	defer tx.Close()
+	for deadline := time.Now().Add(patience); ; {
+		hop, err := e.Host.NextHop(e.Target[v], rawio.Route{})
+		if !errors.Is(err, rawio.ErrNoNeighbour) || time.Now().After(deadline) {
+			return hop, err
+		}
+		if _, err := tx.Send([]rawio.Message{{Data: e.whole(v, e.request(v, 0, 0)), Addr: netip.AddrPortFrom(e.Target[v], 0)}}); err != nil {
+			return hop, err
+		}
+		if err := e.Host.Wait(time.Millisecond); err != nil {
+			return hop, err
+		}
+	}
+}
+
+func (e *suite) nextHop() error {
+	index, err := e.Host.IfIndex(e.Interface)
+	if err != nil {
+		return err
+	}
+	return e.each(func(v, _, _ int) error {
+		hop, err := e.neighbour(v)
+		if err != nil {
+			return err
+		}
+		if hop.Source != e.Local[v] || hop.IfIndex != index || hop.Link == (rawio.LinkAddr{}) || hop.MTU != 1500 || !hop.Fresh {
+			return fmt.Errorf("next hop to %v: %+v; want source %v, interface %d, an address, MTU 1500, fresh", e.Target[v], hop, e.Local[v], index)
+		}
+		if again, err := e.Host.NextHop(e.Target[v], rawio.Route{Interface: e.Interface}); err != nil || again != hop {
+			return fmt.Errorf("next hop to %v through %s: %+v, %v; want %+v", e.Target[v], e.Interface, again, err, hop)
+		}
+		group := [2]netip.Addr{netip.AddrFrom4([4]byte{224, 0, 0, 1}), netip.IPv6LinkLocalAllNodes()}[v]
+		for _, tt := range []struct {
+			dst  netip.Addr
+			via  rawio.Route
+			want error
+		}{
+			{e.Local[v], rawio.Route{}, errors.ErrUnsupported},
+			{loopback[v], rawio.Route{}, errors.ErrUnsupported},
+			{group, rawio.Route{Interface: e.Interface}, errors.ErrUnsupported},
+			{e.Target[v], rawio.Route{Mark: 1}, errors.ErrUnsupported},
+			{e.Target[v], rawio.Route{Interface: "no-such-name"}, syscall.ENODEV},
+			{e.Unrouted[v], rawio.Route{}, syscall.ENETUNREACH},
+		} {
+			if hop, err := e.Host.NextHop(tt.dst, tt.via); !errors.Is(err, tt.want) {
+				return fmt.Errorf("next hop to %v via %+v: %+v, %v; want %v", tt.dst, tt.via, hop, err, tt.want)
+			}
+		}
+		return nil
+	})
+}
+
+var loopback = [2]netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}
+
+func (e *suite) frames() error {
+	return e.each(func(v, version, icmp int) error {
+		hop, err := e.neighbour(v)
+		if err != nil {
+			return err
+		}
+		tx, err := e.Host.Open(rawio.Spec{Version: version, Kind: rawio.Link})
+		if err != nil {
+			return err
+		}
+		_, rx, err := e.rawPair(v)
+		if err != nil {
+			return err
+		}
+		msg := func(seq uint16, n int) rawio.Message {
+			b := appendPacket(nil, icmp, e.Local[v], e.Target[v], 64, 0, e.request(v, seq, n))
+			return rawio.Message{Data: b, IfIndex: hop.IfIndex, Link: hop.Link}
+		}
+		const count = 3
+		var msgs []rawio.Message
+		for seq := range uint16(count) {
+			msgs = append(msgs, msg(seq, 10))
+		}
+		msgs[0].StampTX, msgs[2].StampTX = true, true
+		if n, err := tx.Send(msgs); n != count || err != nil {
+			return fmt.Errorf("sent %d, error %v; want %d", n, err, count)
+		}
+		in := buffers(count, 2048)
+		if err := e.await(rx.Receive, in, count); err != nil {
+			return err
+		}
+		for k := range in {
+			b := in[k].Data[:in[k].N]
+			if v == 0 {
+				b = b[ip4Header:]
+			}
+			if want := e.request(v, uint16(k), 10); !bytes.Equal(b[4:], want[4:]) || b[0] != echoFilter(v)[0] {
+				return fmt.Errorf("received %x as reply to %x", b, want)
+			}
+		}
+		stamps := buffers(2, 64)
+		if err := e.await(tx.ReceiveErrors, stamps, len(stamps)); err != nil {
+			return err
+		}
+		for k := range stamps {
+			if f := stamps[k].Failure; f.Origin != rawio.OriginTimestamp || f.ID != uint32(k) || stamps[k].Time > in[2*k].Time {
+				return fmt.Errorf("stamp %d: %+v at %d, want ID %d before the answer at %d", k, f, stamps[k].Time, k, in[2*k].Time)
+			}
+		}
+		// What nobody takes is lost; what cannot be sent is refused.
+		lost := msg(9, 10)
+		lost.Link[5] ^= 0xff
+		if n, err := tx.Send([]rawio.Message{lost}); n != 1 || err != nil {
+			return fmt.Errorf("to another Ethernet address: sent %d, error %v; want 1", n, err)
+		}
+		gone := msg(9, 10)
+		gone.IfIndex = 1 << 20
+		if n, err := tx.Send([]rawio.Message{msg(9, 1500), msg(4, 10)}); n != 0 || !errors.Is(err, syscall.EMSGSIZE) {
+			return fmt.Errorf("longer than the MTU: sent %d, error %v; want EMSGSIZE", n, err)
+		}
+		if n, err := tx.Send([]rawio.Message{gone}); n != 0 || !errors.Is(err, syscall.ENXIO) {
+			return fmt.Errorf("through no interface: sent %d, error %v; want ENXIO", n, err)
+		}
+		return e.nothing(rx.Receive)
+	})
+}
+
 func (e *suite) long() error {
 	return e.each(func(v, _, icmp int) error {
 		_, rx, err := e.rawPair(v)
