@@ -6,6 +6,7 @@ package probe
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"syscall"
 	"time"
@@ -16,11 +17,13 @@ import (
 	"github.com/seed5728abee/fathom/packet"
 )
 
-// raw is the privileged backend. Per IP version, one socket sends whole packets,
-// and one per protocol receives.
+// raw is the privileged backend. Per IP version, one socket sends whole packets, one more sends
+// them in frames if the options ask for it, and one per protocol receives.
 type raw struct {
 	e       *engine
 	senders [2]rawSender
+	framers [2]rawSender      // conn is nil where there are no frames
+	id      uint16            // IPv4 identification of the last framed packet
 	rx      [2][4]rawReceiver // by ipVersion, Protocol
 	in      [rawio.BatchSize]rawio.Message
 	stamps  [rawio.BatchSize]rawio.Message
@@ -33,7 +36,7 @@ type raw struct {
 	stampsLeft int64
 }
 
-// rawSender sends packets with their IP headers.
+// rawSender sends packets with their IP headers, through a raw socket or in frames.
 type rawSender struct {
 	conn  rawio.Conn
 	msgs  [rawio.BatchSize]rawio.Message
@@ -101,7 +104,26 @@ func newRaw(e *engine) (*raw, error) {
 		return nil, errors.Join(errs...)
 	}
 	b.routes.init()
+	if e.p.opts.SendFrames {
+		b.openFramers()
+	}
 	return b, nil
+}
+
+// openFramers opens the sockets for frames. Without them all goes through the raw sockets.
+func (b *raw) openFramers() {
+	for v := range b.framers {
+		if b.senders[v].conn == nil {
+			continue
+		}
+		tx, err := b.e.host.Open(rawio.Spec{Version: 4 + 2*v, Kind: rawio.Link})
+		if err != nil {
+			b.missing = append(b.missing, fmt.Sprintf("Ethernet frames: %v", err))
+			return
+		}
+		b.framers[v].conn = tx
+	}
+	b.id = uint16(rand.Uint32())
 }
 
 func (b *raw) openVersion(v int) error {
@@ -146,6 +168,7 @@ func (b *raw) features() Features {
 		Mode: Privileged, IPv4: b.senders[0].conn != nil, IPv6: b.senders[1].conn != nil,
 		ICMP: true, UDP: true, TCP: true, SCTP: true,
 		Mark: true, Interface: true, Flow: true, KernelTime: true, Missing: b.missing,
+		Frames: b.framers[0].conn != nil || b.framers[1].conn != nil,
 	}
 }
 
@@ -209,26 +232,68 @@ func (b *raw) prepare(i uint32) error {
 	e := b.e
 	s := e.slots.at(i)
 	r := &s.req
-	tx := &b.senders[ipVersion(s.dst)]
-	src, index, err := b.routes.route(e, s)
-	if err != nil {
+	v := ipVersion(s.dst)
+	tx := &b.senders[v]
+	var out *way
+	if b.framers[v].conn != nil {
+		out = b.routes.way(e, s)
+	}
+	var index int
+	var err error
+	if out != nil && !r.LocalAddr.IsValid() {
+		s.src = out.Source
+	} else if s.src, index, err = b.routes.route(e, s); err != nil {
 		return err
 	}
-	s.src = src
 	if err := e.number(i); err != nil {
 		return err
 	}
 	if err := b.listen(s); err != nil {
 		return err
 	}
+	id := uint16(0)
+	if out != nil {
+		if s.src.IsUnspecified() {
+			s.src = out.Source
+		}
+		tx = &b.framers[v]
+		b.id = max(b.id+1, 1)
+		id = b.id
+	}
 	m := &tx.msgs[tx.n]
-	if m.Data, err = appendPacket(m.Data[:0], s); err != nil {
+	if m.Data, err = appendPacket(m.Data[:0], s, id); err != nil {
 		return err
 	}
-	m.Addr = netip.AddrPortFrom(s.to(), 0)
-	m.IfIndex, m.Mark = index, r.Mark
 	tx.slots[tx.n] = i
+	switch {
+	case out == nil:
+		m.Addr = netip.AddrPortFrom(s.to(), 0)
+		m.IfIndex, m.Mark = index, r.Mark
+	case len(m.Data) > out.MTU:
+		return b.unframe(v, tx.n)
+	default:
+		m.IfIndex, m.Link = out.IfIndex, out.Link
+	}
 	tx.n++
+	return nil
+}
+
+// unframe makes message k of a framer the next message of the raw socket, which has room for it since a
+// batch fits into either. It fails as routing does.
+func (b *raw) unframe(v, k int) error {
+	from, to := &b.framers[v], &b.senders[v]
+	i := from.slots[k]
+	s := b.e.slots.at(i)
+	_, index, err := b.routes.route(b.e, s)
+	if err != nil {
+		return err
+	}
+	m := &to.msgs[to.n]
+	m.Data, from.msgs[k].Data = from.msgs[k].Data, m.Data
+	m.Addr = netip.AddrPortFrom(s.to(), 0)
+	m.IfIndex, m.Mark = index, 0
+	to.slots[to.n] = i
+	to.n++
 	return nil
 }
 
@@ -239,12 +304,14 @@ func (b *raw) transmit(batch []uint32) {
 		}
 	}
 	for v := range b.senders {
-		b.flush(&b.senders[v])
+		// Frames first: those that are refused become the raw socket's.
+		b.flush(&b.framers[v], v)
+		b.flush(&b.senders[v], v)
 	}
 }
 
-// flush sends what is prepared.
-func (b *raw) flush(tx *rawSender) {
+// flush sends what is prepared for version index v.
+func (b *raw) flush(tx *rawSender, v int) {
 	e := b.e
 	for from := 0; from < tx.n; {
 		msgs, slots := tx.msgs[from:tx.n], tx.slots[from:tx.n]
@@ -285,6 +352,13 @@ func (b *raw) flush(tx *rawSender) {
 				e.putOff(i)
 			}
 			from = tx.n
+		case tx == &b.framers[v]:
+			// The interface or its MTU has changed since the look-up, most likely.
+			b.routes.forgetWay(e.slots.at(i))
+			if err := b.unframe(v, from); err != nil {
+				e.refused(i, err)
+			}
+			from++
 		case errors.Is(err, syscall.EMSGSIZE):
 			// The kernel says so in the error queue as well, where nobody waits for it.
 			b.readQueue(tx)
@@ -374,6 +448,7 @@ func (b *raw) receive(waited bool) bool {
 				}
 				any = true
 				if !stamped {
+					b.takeStamps(&b.framers[v])
 					b.takeStamps(&b.senders[v])
 					stamped = true
 				}

@@ -59,7 +59,7 @@ func fuzzEngine(t testing.TB, done func(Result)) (*engine, [][]byte) {
 	}
 	var packets [][]byte
 	for i := uint32(1); i <= uint32(len(fuzzProbes())); i++ {
-		b, err := appendPacket(nil, e.slots.at(i))
+		b, err := appendPacket(nil, e.slots.at(i), 0)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -254,8 +254,9 @@ func appendPattern(b []byte, n int, pattern byte) []byte {
 	return b
 }
 
-// appendPacket appends the whole packet of slot s.
-func appendPacket(b []byte, s *slot) ([]byte, error) {
+// appendPacket appends the whole packet of slot s. The identification of IPv4 is id, or 0 for one of the
+// kernel's choice.
+func appendPacket(b []byte, s *slot, id uint16) ([]byte, error) {
 	r := &s.req
 	start := len(b)
 	proto := protocolNumbers[ipVersion(s.dst)][r.Protocol]
@@ -276,7 +277,7 @@ func appendPacket(b []byte, s *slot) ([]byte, error) {
 		h := packet.IPv6Header{TrafficClass: r.TOS, FlowLabel: flowLabel(r.Flow), NextHeader: proto, HopLimit: r.TTL, Src: s.src, Dst: s.dst}
 		_, err = h.Append(b[start:start], n)
 	} else {
-		h := packet.IPv4Header{TOS: r.TOS, TTL: r.TTL, Protocol: proto, Src: s.src, Dst: s.dst}
+		h := packet.IPv4Header{TOS: r.TOS, ID: id, TTL: r.TTL, Protocol: proto, Src: s.src, Dst: s.dst}
 		_, err = h.Append(b[start:start], n)
 	}
 	return b, err

@@ -59,6 +59,17 @@ type Options struct {
 	FirstSequence uint16
 	// ReceiveBuffer is the size of each receive queue in bytes, 0 for 4 MiB (or what the system grants).
 	ReceiveBuffer int
+	// SendFrames sends probes in Ethernet frames of the prober's own (packet sockets), where that can be done.
+	// This is faster by a fifth, over IPv6 by a third, but not what other programs of the host experience:
+	// packets pass by its firewall, its traffic accounting and IPsec, and do not see routing rules for marks, protocols and ports. A
+	// change of a route or of a neighbour's Ethernet address is noticed after up to a second.
+	//
+	// Probes go through raw sockets as ever where frames cannot be had: without raw sockets, on systems other than
+	// Linux, to this host and to groups, through tunnels and what else is not Ethernet, longer than the MTU, with
+	// a mark, and while the neighbour's address is not known or has to be confirmed.
+	//
+	// It pays with many probes per target: each target costs a look-up per second that takes as long as a few probes.
+	SendFrames bool
 	// Loop lets a program that is driven by descriptors share the prober's thread. Linux only.
 	Loop *Loop
 
@@ -103,6 +114,8 @@ type Features struct {
 	Flow bool
 	// KernelTime: the kernel stamps arrivals and departures.
 	KernelTime bool
+	// Frames: probes are sent in frames where that can be done, see Options.SendFrames.
+	Frames bool
 	// Missing says what is missing and how to get it, one sentence each.
 	Missing []string
 }

@@ -107,6 +107,9 @@ func newEngine(opts Options) (*Prober, *engine, error) {
 	}
 	p.wake = e.host.Wake
 	p.features = e.back.features()
+	if opts.SendFrames && p.features.Mode != Privileged {
+		p.features.Missing = append(p.features.Missing, "Ethernet frames: only with raw sockets, on Linux")
+	}
 	return p, e, nil
 }
 

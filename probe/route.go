@@ -4,6 +4,7 @@
 package probe
 
 import (
+	"errors"
 	"net/netip"
 
 	"github.com/seed5728abee/fathom/internal/rawio"
@@ -16,9 +17,14 @@ type routeCache struct {
 	locals  map[netip.Addr]int64 // addresses found to be the host's: until when
 	ifaces  map[string]route     // by name; index only
 
+	ways map[routeKey]*way
+
 	// Many probes in a row go to one target: that saves the look-up in the map.
 	lastKey routeKey
 	last    route
+
+	lastWayKey routeKey
+	lastWay    *way
 }
 
 type routeKey struct {
@@ -32,16 +38,68 @@ type route struct {
 	until int64 // mono
 }
 
+// way is what is known about the way of frames to a destination.
+type way struct {
+	rawio.NextHop
+	framed bool  // there is one
+	until  int64 // mono
+}
+
 const (
 	routeLife  = int64(1e9)
 	routeBound = 1 << 16 // entries; beyond it the cache starts over
 	otherBound = 256     // of the other two maps
+
+	// askLife is routeLife for a neighbour whose address is not known yet: it is about to be.
+	askLife = int64(10e6)
 )
 
 func (c *routeCache) init() {
 	c.sources = make(map[routeKey]route)
 	c.locals = make(map[netip.Addr]int64)
 	c.ifaces = make(map[string]route)
+	c.ways = make(map[routeKey]*way)
+}
+
+// way gives the way of frames to where slot s goes, or nil if this probe has to take a raw socket.
+func (c *routeCache) way(e *engine, s *slot) *way {
+	if s.req.Mark != 0 {
+		return nil
+	}
+	key := routeKey{s.to(), rawio.Route{Interface: s.req.Interface}}
+	w := c.lastWay
+	if w == nil || key != c.lastWayKey {
+		if w = c.ways[key]; w == nil {
+			if len(c.ways) >= routeBound {
+				clear(c.ways)
+			}
+			w = new(way)
+			c.ways[key] = w
+		}
+		c.lastWayKey, c.lastWay = key, w
+	}
+	ask := false
+	if w.until < e.now || w.until == 0 {
+		next, err := e.host.NextHop(key.dst, key.via)
+		*w = way{NextHop: next, framed: err == nil, until: e.now + routeLife}
+		if errors.Is(err, rawio.ErrNoNeighbour) {
+			w.until = e.now + askLife
+		}
+		// Frames do not tell the system that the neighbour is in use. It finds out whether it is still there only
+		// when something of its own goes there, as this probe will.
+		ask = err == nil && !next.Fresh
+	}
+	if !w.framed || ask {
+		return nil
+	}
+	return w
+}
+
+// forgetWay makes the next probe that goes the way of s look it up again.
+func (c *routeCache) forgetWay(s *slot) {
+	if w := c.ways[routeKey{s.to(), rawio.Route{Interface: s.req.Interface}}]; w != nil {
+		w.until = 0
+	}
 }
 
 // route gives the source address for slot s, and the interface number if the request names one.
