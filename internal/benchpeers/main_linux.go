@@ -121,6 +121,7 @@ func (b *bench) run(ctx context.Context) error {
 	}{
 		{"icmp", b.rates},
 		{"protocols", b.protocols},
+		{"frames", b.frames},
 		{"mtr-packet", b.textProtocol},
 		{"accuracy", b.accuracy},
 		{"many", b.many},

@@ -53,6 +53,7 @@ func role(args []string) error {
 	interval := fs.Duration("interval", 0, "")
 	timeout := fs.Duration("timeout", 5*time.Second, "")
 	port := fs.Uint("port", 0, "")
+	frames := fs.Bool("frames", false, "")
 	if err := fs.Parse(args[1:]); err != nil {
 		return err
 	}
@@ -68,7 +69,7 @@ func role(args []string) error {
 	var o outcome
 	switch args[0] {
 	case "closed":
-		o, err = closedLoop(req, *window, *seconds)
+		o, err = closedLoop(req, *window, *seconds, *frames)
 	case "paced":
 		o, err = paced(req, *count, *interval, *window)
 	case "silent":
@@ -76,7 +77,7 @@ func role(args []string) error {
 	case "trace":
 		o, err = traceRole(addr)
 	case "bare":
-		o, err = bareRole(addr, *seconds)
+		o, err = bareRole(addr, *seconds, *frames)
 	default:
 		err = fmt.Errorf("unknown role %q", args[0])
 	}
@@ -100,8 +101,8 @@ func cpu() time.Duration {
 }
 
 // closedLoop keeps window probes in flight for a time.
-func closedLoop(req probe.Request, window int, d time.Duration) (outcome, error) {
-	p, err := probe.New(probe.Options{})
+func closedLoop(req probe.Request, window int, d time.Duration, frames bool) (outcome, error) {
+	p, err := probe.New(probe.Options{SendFrames: frames})
 	if err != nil {
 		return outcome{}, err
 	}
@@ -304,9 +305,13 @@ func traceRole(target netip.Addr) (outcome, error) {
 	return o, nil
 }
 
-func bareRole(target netip.Addr, d time.Duration) (outcome, error) {
+func bareRole(target netip.Addr, d time.Duration, frames bool) (outcome, error) {
+	loop := rawio.BareEcho
+	if frames {
+		loop = rawio.BareFrames
+	}
 	used := cpu()
-	n, elapsed, err := rawio.BareEcho(target, d)
+	n, elapsed, err := loop(target, d)
 	return outcome{Answered: n, Elapsed: elapsed, CPU: cpu() - used}, err
 }
 

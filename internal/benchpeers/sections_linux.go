@@ -185,6 +185,72 @@ func (b *bench) protocols(ctx context.Context) error {
 	return nil
 }
 
+// frames: the goals for the engine where it sends Ethernet frames of its own, which is for the user to ask
+// for, beside a bare loop that does so and the same peers as in rates and protocols.
+func (b *bench) frames(ctx context.Context) error {
+	t4, t6 := b.lab.Host("b").Addr().String(), b.lab.Host("b").Addr6().String()
+	cases := []struct {
+		name string
+		args []string
+	}{
+		{"bare4", []string{"bare", "-target", t4}},
+		{"bare4 frames", []string{"bare", "-target", t4, "-frames"}},
+		{"icmp4 raw", []string{"closed", "-target", t4}},
+		{"icmp4", []string{"closed", "-target", t4, "-frames"}},
+		{"udp4", []string{"closed", "-target", t4, "-frames", "-protocol", "udp"}},
+		{"tcp4", []string{"closed", "-target", t4, "-frames", "-protocol", "tcp", "-window", "64"}},
+		{"bare6", []string{"bare", "-target", t6}},
+		{"bare6 frames", []string{"bare", "-target", t6, "-frames"}},
+		{"icmp6", []string{"closed", "-target", t6, "-frames"}},
+		{"udp6", []string{"closed", "-target", t6, "-frames", "-protocol", "udp"}},
+		{"tcp6", []string{"closed", "-target", t6, "-frames", "-protocol", "tcp", "-window", "64"}},
+	}
+	rates, cpus, allocs := map[string][]float64{}, map[string][]float64{}, map[string][]float64{}
+	for range b.rounds {
+		for _, c := range cases {
+			o, err := b.on(ctx, "a", c.args[0], append(c.args[1:len(c.args):len(c.args)], "-seconds", b.seconds.String())...)
+			if err != nil {
+				return err
+			}
+			rates[c.name] = append(rates[c.name], o.rate())
+			cpus[c.name] = append(cpus[c.name], o.cpuPer100k())
+			allocs[c.name] = append(allocs[c.name], o.Allocs)
+		}
+		if b.fping != "" {
+			o, err := b.runFping(ctx)
+			if err != nil {
+				return err
+			}
+			rates["fping"] = append(rates["fping"], o.rate())
+		}
+	}
+	for _, c := range cases {
+		b.add("frames", c.name, fmt.Sprintf("%.0f/s, %.2f CPU s per 100,000", median(rates[c.name]), median(cpus[c.name])))
+	}
+	ratio := func(name, of, to string) {
+		b.add("frames", name, fmt.Sprintf("%.2f", ratios(rates[of], rates[to])))
+	}
+	goal := func(name, of, to string, least float64) {
+		r := ratios(rates[of], rates[to])
+		b.judge("frames", name, fmt.Sprintf("%.2f", r), fmt.Sprintf("≥ %.2f", least), r >= least)
+	}
+	ratio("bare loop, frames / raw, IPv4", "bare4 frames", "bare4")
+	ratio("bare loop, frames / raw, IPv6", "bare6 frames", "bare6")
+	ratio("fathom, frames / raw", "icmp4", "icmp4 raw")
+	ratio("fathom / bare loop of frames", "icmp4", "bare4 frames")
+	goal("fathom / bare loop", "icmp4", "bare4", 0.8)
+	if b.fping != "" {
+		goal("fathom / fping", "icmp4", "fping", 1.7)
+	}
+	goal("UDP / ICMP", "udp4", "icmp4", 0.9)
+	for _, p := range []string{"icmp", "udp", "tcp"} {
+		goal(p+": IPv6 / IPv4", p+"6", p+"4", 0.85)
+	}
+	a := median(allocs["icmp4"])
+	b.judge("frames", "fathom, allocations per probe", fmt.Sprintf("%.4f", a), "0", a < 0.01)
+	return nil
+}
+
 // textProtocol: our mtr-packet beside Debian's, driven over pipes.
 func (b *bench) textProtocol(ctx context.Context) error {
 	for _, window := range []int{1, 64, 900, 10000} {
