@@ -125,6 +125,32 @@ func (p *plan) hops(from *planNode) []int {
 	return dist
 }
 
+// order ranks the nodes so that packets to a prefix never run in circles while one after the other, lowest rank first,
+// learns that a node announces it otherwise (RFC 6976). When a path gets shorter those nearest to the prefix
+// change first: whoever has changed then leads to others that have. When it gets longer
+// the furthest change first: whoever has not leads to others that have not.
+func (p *plan) order(to netip.Prefix, old, changed announcements, n *planNode) []int {
+	k := holding{n, to}
+	worse := changed[k].Withdrawn || changed[k].Cost > old[k].Cost
+	announced := changed
+	if worse && !old[k].Withdrawn {
+		announced = old
+	}
+	d := destination{to: to}
+	for _, n := range p.nodes {
+		if n.holds(to) && !announced[holding{n, to}].Withdrawn {
+			d.nodes = append(d.nodes, n)
+		}
+	}
+	rank := p.route(make(routing, len(p.nodes)), d, announced)
+	if worse {
+		for i := range rank {
+			rank[i] = -rank[i]
+		}
+	}
+	return rank
+}
+
 // catchment finds where packets from a node to an address may end, by name.
 func (p *plan) catchment(t routing, from *planNode, to netip.Addr) []string {
 	var ends []string

@@ -18,19 +18,20 @@ import (
 
 // Announce lets a node announce prefixes among its addresses again, or at another cost, and returns when all
 // nodes route accordingly. What is announced as asked already stays so. Traffic to
-// other addresses is not disturbed, and no node is without a route while it gets a new one.
+// other addresses is not disturbed, no node is without a route while it gets a new one, and without Stagger nodes
+// change in an order that keeps packets from running in circles meanwhile: not one is lost.
 //
 // A change in progress finishes before the next one begins. If ctx ends meanwhile, what Stagger has
 // held back is changed at once, so that the lab is whole, and the error is that of ctx. Other errors: [ErrNoNode],
 // [ErrNotHeld], [ErrTopology] for options that make no sense, [net.ErrClosed].
 func (l *Lab) Announce(ctx context.Context, node string, o AnnounceOptions) error {
-	return l.announce(ctx, "announce", node, &o, false)
+	return l.announce(ctx, node, &o, false)
 }
 
 // Withdraw makes all nodes route as if the node did not hold the prefixes: to the next nearest of those
 // that do, or nowhere. The addresses stay on the node, and its sockets live. Otherwise it is like Announce.
 func (l *Lab) Withdraw(ctx context.Context, node string, o AnnounceOptions) error {
-	return l.announce(ctx, "withdraw", node, &o, true)
+	return l.announce(ctx, node, &o, true)
 }
 
 // Announcements are the prefixes of a node that are not announced plainly: withdrawn ones, and those at a cost.
@@ -69,7 +70,7 @@ func (l *Lab) Catchment(from string, to netip.Addr) ([]string, error) {
 	return l.plan.catchment(l.routes, h.plan, to), nil
 }
 
-func (l *Lab) announce(ctx context.Context, what, node string, o *AnnounceOptions, withdraw bool) error {
+func (l *Lab) announce(ctx context.Context, node string, o *AnnounceOptions, withdraw bool) error {
 	h, err := l.Lookup(node)
 	if err != nil {
 		return err
@@ -79,17 +80,13 @@ func (l *Lab) announce(ctx context.Context, what, node string, o *AnnounceOption
 		defer close(done)
 		err = l.change(ctx, h.plan, o, withdraw)
 	}) {
-		err = net.ErrClosed
-	} else {
-		<-done
+		return fmt.Errorf("lab %s: %w", l.plan.topology.label(), net.ErrClosed)
 	}
-	if err != nil {
-		return fmt.Errorf("%s: %w", what, err)
-	}
-	return nil
+	<-done
+	return err
 }
 
-// change changes announcements of a node, and then the routes of all nodes, nearest first.
+// change changes announcements of a node, and then the routes of all nodes.
 func (l *Lab) change(ctx context.Context, n *planNode, o *AnnounceOptions, withdraw bool) error {
 	select {
 	case l.changing <- struct{}{}:
@@ -99,11 +96,30 @@ func (l *Lab) change(ctx context.Context, n *planNode, o *AnnounceOptions, withd
 		return net.ErrClosed
 	}
 	defer func() { <-l.changing }()
-	// Only the one that holds the token writes what these are.
+	// Only the one that holds the token writes what is announced, and what the routes are.
 	announced, err := o.changed(l.announced, n, withdraw)
 	if err != nil {
 		return err
 	}
+	if o.Stagger > 0 {
+		return l.converge(ctx, announced, l.plan.hops(n), o.Stagger)
+	}
+	var errs []error
+	for _, a := range n.loopback {
+		k := holding{n, a.Masked()}
+		step := maps.Clone(l.announced)
+		delete(step, k)
+		if to, ok := announced[k]; ok {
+			step[k] = to
+		}
+		errs = append(errs, l.converge(ctx, step, l.plan.order(k.prefix, l.announced, step, n), 0))
+	}
+	return errors.Join(errs...)
+}
+
+// converge gives all nodes their routes under other announcements, those of the lowest rank first, and each rank a
+// stagger after the one before.
+func (l *Lab) converge(ctx context.Context, announced announcements, rank []int, stagger time.Duration) error {
 	routes, err := l.plan.findRoutes(announced)
 	if err != nil {
 		return err
@@ -112,17 +128,17 @@ func (l *Lab) change(ctx context.Context, n *planNode, o *AnnounceOptions, withd
 	l.announced = announced
 	l.routesMu.Unlock()
 
-	waves := map[int][]*Host{} // that change at once, by hops
-	for i, hops := range l.plan.hops(n) {
+	waves := map[int][]*Host{} // by rank
+	for i, r := range rank {
 		if !slices.EqualFunc(routes[i], l.routes[i], planRoute.equal) {
-			waves[hops] = append(waves[hops], l.nodes[i])
+			waves[r] = append(waves[r], l.nodes[i])
 		}
 	}
 	var errs []error
 	start := time.Now()
 	hurry := false // nobody waits any more
-	for _, hops := range slices.Sorted(maps.Keys(waves)) {
-		if wait := time.Until(start.Add(time.Duration(hops) * o.Stagger)); wait > 0 && !hurry {
+	for _, r := range slices.Sorted(maps.Keys(waves)) {
+		if wait := time.Until(start.Add(time.Duration(r) * stagger)); stagger > 0 && wait > 0 && !hurry {
 			timer := time.NewTimer(wait)
 			select {
 			case <-timer.C:
@@ -135,7 +151,7 @@ func (l *Lab) change(ctx context.Context, n *planNode, o *AnnounceOptions, withd
 				return net.ErrClosed
 			}
 		}
-		for _, h := range waves[hops] {
+		for _, h := range waves[r] {
 			i := h.plan.index
 			if err := l.setRoutes(h, l.routes[i], routes[i]); err != nil {
 				errs = append(errs, fmt.Errorf("%s %s: %w", h.plan.kind, h.plan.name, err))

@@ -189,13 +189,20 @@ func TestRoutesChangeWithoutGap(t *testing.T) {
 	for _, kind := range []string{"kernel", "user space"} {
 		t.Run(kind, func(t *testing.T) {
 			topology := MustParse(twoSites + "[host.client]\n[[wire]]\nends = ['r1', 'client']\n")
+			for _, name := range []string{"near", "far"} {
+				topology.Hosts[name] = HostConfig{Addresses: []netip.Prefix{netip.PrefixFrom(anycast[0], 32), netip.PrefixFrom(anycast[1], 128)}}
+			}
 			for _, name := range []string{"r1", "r2", "r3"} {
 				topology.Routers[name] = RouterConfig{Adjustable: kind != "kernel"}
 			}
 			l := New(t, topology)
-			to := netip.AddrPortFrom(anycast[0], 5353)
-			site(t, l.Host("near"), to)
-			site(t, l.Host("far"), to)
+			var callers []func() (string, error)
+			for _, addr := range anycast {
+				to := netip.AddrPortFrom(addr, 5353)
+				site(t, l.Host("near"), to)
+				site(t, l.Host("far"), to)
+				callers = append(callers, caller(t, l.Host("client"), to))
+			}
 			done := make(chan error)
 			go func() {
 				var err error
@@ -204,7 +211,6 @@ func TestRoutesChangeWithoutGap(t *testing.T) {
 				}
 				done <- err
 			}()
-			ask := caller(t, l.Host("client"), to)
 			count := map[string]int{}
 			for changing := true; changing; {
 				select {
@@ -215,11 +221,13 @@ func TestRoutesChangeWithoutGap(t *testing.T) {
 					changing = false
 				default:
 				}
-				who, err := ask()
-				if err != nil {
-					t.Fatalf("after %v: %v", count, err)
+				for v, ask := range callers {
+					who, err := ask()
+					if err != nil {
+						t.Fatalf("%s after %v: %v", anycast[v], count, err)
+					}
+					count[who]++
 				}
-				count[who]++
 			}
 			if count["near"] == 0 || count["far"] == 0 {
 				t.Errorf("answers: %v, want some of either", count)

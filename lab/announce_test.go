@@ -180,7 +180,7 @@ func TestAnnounceFaults(t *testing.T) {
 		{"far", AnnounceOptions{Stagger: -1}, ErrTopology, "stagger"},
 		{"far", AnnounceOptions{Stagger: MaxDelay + 1}, ErrTopology, "stagger"},
 		{"far", AnnounceOptions{Cost: new(-1)}, ErrTopology, "cost -1"},
-		{"far", AnnounceOptions{Cost: new(maxCost + 1)}, ErrTopology, "cost 1000001"},
+		{"far", AnnounceOptions{Cost: new(MaxCost + 1)}, ErrTopology, "cost 1000001"},
 	} {
 		_, err := test.o.changed(p.announce, p.byName[test.node], true)
 		if !errors.Is(err, test.want) || !strings.Contains(err.Error(), test.text) {

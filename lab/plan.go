@@ -512,8 +512,8 @@ func (p *plan) addAutomaticRoutes(t routing, announced announcements) {
 }
 
 // route finds the shortest paths of all nodes to one destination, from the destination outwards
-// (Dijkstra), and gives each node the first hops of all its shortest paths.
-func (p *plan) route(t routing, d destination, announced announcements) {
+// (Dijkstra), and gives each node the first hops of all its shortest paths. It returns their lengths, by node.
+func (p *plan) route(t routing, d destination, announced announcements) []int {
 	const far = math.MaxInt
 	v := family(d.to.Addr())
 	dist := make([]int, len(p.nodes))
@@ -583,6 +583,7 @@ func (p *plan) route(t routing, d destination, announced announcements) {
 			t[i][at] = r // nearer than the same prefix beyond a NAT
 		}
 	}
+	return dist
 }
 
 // has reports whether the node is on that subnet, or has that prefix itself. Behind NATs two

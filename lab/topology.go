@@ -23,6 +23,8 @@ const (
 
 	// MaxDelay bounds every duration of a wire or router.
 	MaxDelay = time.Minute
+	// MaxCost bounds the costs of wires and announcements: the sum of a path's is far from overflow.
+	MaxCost = 1_000_000
 	// MaxRate bounds the rate of a wire, in bits per second.
 	MaxRate = 1e12
 )
@@ -70,7 +72,7 @@ type RouterConfig struct {
 type AnnounceConfig struct {
 	Prefix netip.Prefix `json:"prefix"`
 	// Cost is added to that of every path to this node, as a prepended AS number would
-	// be: others are then nearer. 0 to 1e6.
+	// be: others are then nearer. 0 to [MaxCost].
 	Cost int `json:"cost,omitempty"`
 	// Withdrawn holds the prefix without announcing it, until [Lab.Announce].
 	Withdrawn bool `json:"withdrawn,omitempty"`

@@ -160,16 +160,13 @@ func checkAddresses(list []netip.Prefix) error {
 	return nil
 }
 
-// maxCost bounds the costs of wires and announcements: the sum of a path's stays far from overflow.
-const maxCost = 1_000_000
-
 func checkAnnounce(list []AnnounceConfig) error {
 	if len(list) > MaxAddresses {
 		return fmt.Errorf("announce: %d prefixes, more than %d", len(list), MaxAddresses)
 	}
 	for _, a := range list {
-		if a.Cost < 0 || a.Cost > maxCost {
-			return fmt.Errorf("announce: cost %d of %s is not between 0 and %d", a.Cost, a.Prefix, maxCost)
+		if a.Cost < 0 || a.Cost > MaxCost {
+			return fmt.Errorf("announce: cost %d of %s is not between 0 and %d", a.Cost, a.Prefix, MaxCost)
 		}
 	}
 	return nil
@@ -304,8 +301,8 @@ func (w *WireConfig) check(kinds map[string]Kind) error {
 		return fmt.Errorf("mtu %d is not between 1280 and 65535", w.MTU)
 	}
 	for _, cost := range []int{w.Cost, w.Costs[0], w.Costs[1]} {
-		if cost < 0 || cost > maxCost {
-			return fmt.Errorf("cost %d is not between 1 and %d", cost, maxCost)
+		if cost < 0 || cost > MaxCost {
+			return fmt.Errorf("cost %d is not between 1 and %d", cost, MaxCost)
 		}
 	}
 	return checkSubnets(w.Subnets)

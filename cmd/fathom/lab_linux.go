@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"os/exec"
 	"strconv"
@@ -32,7 +33,7 @@ not needed, and nothing is left behind when a lab ends, however it ends.`,
   fathom lab down`,
 	}
 	cmd.AddCommand(newLabUpCommand(a), newLabExecCommand(a), newLabListCommand(a),
-		newLabGraphCommand(a), newLabSetCommand(a), newLabDownCommand(a))
+		newLabGraphCommand(a), newLabSetCommand(a), newLabAnnounceCommand(), newLabWithdrawCommand(), newLabDownCommand(a))
 	return cmd
 }
 
@@ -181,7 +182,27 @@ func (a *app) printLab(st lab.Status) error {
 		}
 		fmt.Fprintf(w, "  %s\t%s\t%s\n", n.Name, kind, strings.Join(addrs, " "))
 	}
-	return w.Flush()
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	for _, n := range st.Nodes {
+		for _, c := range n.Announce {
+			what := "withdrawn"
+			if !c.Withdrawn {
+				what = fmt.Sprintf("announced at cost %d", c.Cost)
+			}
+			fmt.Fprintf(a.stdout, "  %s: %s %s\n", n.Name, prefixText(c.Prefix), what)
+		}
+	}
+	return nil
+}
+
+// prefixText is a prefix as people write it: an address if it is a single one.
+func prefixText(p netip.Prefix) string {
+	if p.IsSingleIP() {
+		return p.Addr().String()
+	}
+	return p.String()
 }
 
 func newLabExecCommand(a *app) *cobra.Command {
@@ -404,6 +425,87 @@ func checkImpairment(key, value string) error {
 		}
 	}
 	return err
+}
+
+func newLabAnnounceCommand() *cobra.Command {
+	var (
+		cost    int
+		options lab.AnnounceOptions
+	)
+	cmd := newAnnouncementCommand(&options, (*lab.Client).Announce)
+	cmd.Use = "announce HOST [PREFIX...]"
+	cmd.Short = "Let a host announce its addresses again, or at another cost"
+	cmd.Long = `Let a host announce addresses or prefixes of its own that were withdrawn, so that packets
+from all over the lab reach it again where it is the nearest that holds them. With
+--cost it claims to be further away than it is. Without PREFIX it announces all that it holds.`
+	cmd.Example = `  fathom lab announce ams 192.0.2.1
+  fathom lab announce ams --cost 3`
+	cmd.Flags().IntVar(&cost, "cost", 0, "`number` added to the cost of every path to the host (default: as it is)")
+	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
+		if cmd.Flags().Changed("cost") {
+			if cost < 0 || cost > lab.MaxCost {
+				return usagef("--cost %d: want 0 to %d", cost, lab.MaxCost)
+			}
+			options.Cost = &cost
+		}
+		return nil
+	}
+	return cmd
+}
+
+func newLabWithdrawCommand() *cobra.Command {
+	var options lab.AnnounceOptions
+	cmd := newAnnouncementCommand(&options, (*lab.Client).Withdraw)
+	cmd.Use = "withdraw HOST [PREFIX...]"
+	cmd.Short = "Let a host withdraw its addresses"
+	cmd.Long = `Let a host withdraw addresses or prefixes of its own: packets go to the nearest of the
+other hosts that hold them, or nowhere. The host keeps the addresses, and what runs
+there notices nothing. Without PREFIX it withdraws all that it holds. 'fathom lab announce' undoes it.`
+	cmd.Example = `  fathom lab withdraw ams 192.0.2.1
+  fathom lab withdraw ams --stagger 200ms`
+	return cmd
+}
+
+// newAnnouncementCommand is what announce and withdraw have in common.
+func newAnnouncementCommand(options *lab.AnnounceOptions, do func(*lab.Client, context.Context, string, lab.AnnounceOptions) error) *cobra.Command {
+	var name string
+	cmd := &cobra.Command{
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return usagef("name a host, and what it announces unless that is all")
+			}
+			for _, arg := range args[1:] {
+				p, err := parsePrefix(arg)
+				if err != nil {
+					return usagef("%q is no address or prefix; want one like 192.0.2.1 or 192.0.2.0/24", arg)
+				}
+				options.Prefixes = append(options.Prefixes, p)
+			}
+			return nil
+		},
+		ValidArgsFunction: completeNodes(&name, 1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if options.Stagger < 0 || options.Stagger > lab.MaxDelay {
+				return usagef("--stagger %s: want 0 to %s", options.Stagger, lab.MaxDelay)
+			}
+			c, err := lab.Dial(name)
+			if err != nil {
+				return labError(err)
+			}
+			return labError(do(c, cmd.Context(), args[0], *options))
+		},
+	}
+	labNameFlag(cmd, &name)
+	cmd.Flags().DurationVar(&options.Stagger, "stagger", 0, "`time` for the news to travel one hop, such as 200ms (default: everywhere at once)")
+	return cmd
+}
+
+// parsePrefix reads a prefix, or a bare address: all its bits.
+func parsePrefix(s string) (netip.Prefix, error) {
+	if a, err := netip.ParseAddr(s); err == nil && a.Zone() == "" {
+		return netip.PrefixFrom(a, a.BitLen()), nil
+	}
+	return netip.ParsePrefix(s)
 }
 
 func newLabDownCommand(a *app) *cobra.Command {
