@@ -44,6 +44,8 @@ type Message struct {
 	IfIndex int
 	// Link is the Ethernet address to send to, for Link sockets.
 	Link LinkAddr
+	// Local is the address that an arrival came to, if Spec.ReceiveLocal asks for it.
+	Local netip.Addr
 	// Source is the source address to send from, for sockets that do not carry it in Data.
 	Source netip.Addr
 	// Mark is the routing mark to send with; needs CAP_NET_RAW or CAP_NET_ADMIN at that moment.
@@ -128,10 +130,21 @@ type Spec struct {
 	Local    netip.AddrPort // address and port to bind to; the zero value binds to nothing
 	// ReceiveErrors turns the error queue on (IP_RECVERR), for Conn.ReceiveErrors.
 	ReceiveErrors bool
+	// ReceiveLocal fills Message.Local. Raw IPv4 sockets deliver it in Data anyway.
+	ReceiveLocal bool
 	// Filter drops packets in the kernel before they reach the socket.
 	Filter []bpf.RawInstruction
 	// ReceiveBuffer is the size of the receive queue in bytes, 0 for the system's.
 	ReceiveBuffer int
+}
+
+// QueueState is what became of arrivals so far. The system charges a queue for more than the bytes of a packet: Linux at
+// least 768 per packet.
+type QueueState struct {
+	// Size is how much the queue takes, in the bytes that the system charges for.
+	Size int
+	// Dropped counts arrivals that found it full, modulo 2^32.
+	Dropped uint32
 }
 
 // Conn is a socket that works in batches. No method waits, none allocates.
@@ -150,6 +163,8 @@ type Conn interface {
 	LocalAddr() netip.AddrPort
 	// ResetStamps starts the count of StampTX messages again at 0.
 	ResetStamps() error
+	// Queue tells about the receive queue.
+	Queue() (QueueState, error)
 	Close() error
 }
 

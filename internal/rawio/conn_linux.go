@@ -17,7 +17,7 @@ import (
 
 // Room for control messages. Sending needs at most TTL, TOS, packet info, mark
 // and stamp request (five of up to 40 bytes), receiving a stamp (64), hop limit
-// and class (24 each) and an extended error with its offender (72).
+// and class (24 each), packet info (40) and an extended error with its offender (72).
 const controlSize = 256
 
 // mmsghdr is struct mmsghdr of recvmmsg(2) and sendmmsg(2).
@@ -134,6 +134,16 @@ func (c *socket) configure(s Spec) error {
 		}
 		if err != nil {
 			return fmt.Errorf("ask for the hop limit of arrivals: %w", err)
+		}
+		if s.ReceiveLocal {
+			if s.Version == 6 {
+				err = set(unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1)
+			} else {
+				err = set(unix.IPPROTO_IP, unix.IP_PKTINFO, 1)
+			}
+			if err != nil {
+				return fmt.Errorf("ask for the address of arrivals: %w", err)
+			}
 		}
 	}
 	if s.Version == 6 && s.Kind == Datagram {
@@ -416,6 +426,7 @@ func (c *socket) take(v *vector, i int, m *Message, named bool) {
 	m.N = min(int(h.n), len(m.Data))
 	m.Truncated = h.hdr.Flags&unix.MSG_TRUNC != 0
 	m.Time, m.TTL, m.TOS = 0, 0, 0
+	m.Local = netip.Addr{}
 	m.Failure = Failure{}
 	m.Addr = netip.AddrPort{}
 	if named && h.hdr.Namelen > 0 {
@@ -448,6 +459,10 @@ func (c *socket) takeControl(m *Message, level, typ int32, d []byte) {
 		m.TOS = uint8(binary.NativeEndian.Uint32(d))
 	case level == unix.IPPROTO_IP && typ == unix.IP_TOS && len(d) >= 1:
 		m.TOS = d[0]
+	case level == unix.IPPROTO_IPV6 && typ == unix.IPV6_PKTINFO && len(d) >= 16:
+		m.Local = netip.AddrFrom16([16]byte(d))
+	case level == unix.IPPROTO_IP && typ == unix.IP_PKTINFO && len(d) >= 12:
+		m.Local = netip.AddrFrom4([4]byte(d[8:])) // ipi_addr, what the header says
 	case level == unix.IPPROTO_IP && typ == unix.IP_RECVERR,
 		level == unix.IPPROTO_IPV6 && typ == unix.IPV6_RECVERR,
 		level == unix.SOL_PACKET && typ == unix.PACKET_TX_TIMESTAMP:

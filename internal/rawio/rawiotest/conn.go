@@ -39,6 +39,7 @@ type conn struct {
 	errors  []entry
 	pending syscall.Errno // of the socket: the next call fails with it, once
 	stamps  uint32        // departures counted
+	dropped uint32
 	closed  bool
 }
 
@@ -263,6 +264,9 @@ func (c *conn) arriveLocked(d *datagram, now int64) {
 		return
 	}
 	m := rawio.Message{Time: now}
+	if c.spec.ReceiveLocal {
+		m.Local = d.dst
+	}
 	switch c.spec.Kind {
 	case rawio.RawHeader, rawio.Link: // receive nothing
 	case rawio.Raw:
@@ -404,16 +408,31 @@ func (c *conn) queueLocked(data []byte, m *rawio.Message) {
 			return
 		}
 	}
-	room := c.spec.ReceiveBuffer
-	if room == 0 {
-		room = defaultQueue
-	}
-	if c.queued+len(data)+overhead > room {
+	if c.queued+len(data)+overhead > c.room() {
 		c.host.dropped++
+		c.dropped++
 		return
 	}
 	c.queued += len(data) + overhead
 	c.queue = append(c.queue, entry{data: data, m: *m})
+}
+
+// room is how many bytes the receive queue takes. Kernels double what they are asked for.
+func (c *conn) room() int {
+	if c.spec.ReceiveBuffer == 0 {
+		return defaultQueue
+	}
+	return 2 * c.spec.ReceiveBuffer
+}
+
+// Queue implements [rawio.Conn].
+func (c *conn) Queue() (rawio.QueueState, error) {
+	c.host.mu.Lock()
+	defer c.host.mu.Unlock()
+	if c.closed {
+		return rawio.QueueState{}, net.ErrClosed
+	}
+	return rawio.QueueState{Size: c.room(), Dropped: c.dropped}, nil
 }
 
 // Receive implements [rawio.Conn].

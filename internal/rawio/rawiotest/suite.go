@@ -53,6 +53,7 @@ func TestHost(t *testing.T, open func(t *testing.T) *Env) {
 		{"Frames", (*suite).frames},
 		{"Wait", (*suite).wait},
 		{"Level", (*suite).level},
+		{"Queue", (*suite).queue},
 		{"Ping", (*suite).ping},
 		{"Errors", (*suite).errors},
 		{"Close", (*suite).close},
@@ -127,7 +128,7 @@ func (e *suite) rawPair(v int) (tx, rx rawio.Conn, err error) {
 	if v == 1 {
 		filter, proto = rawio.FilterICMP6(suiteID, suiteID), protoICMPv6
 	}
-	rx, err = e.Host.Open(rawio.Spec{Version: 4 + 2*v, Kind: rawio.Raw, Protocol: proto, Filter: filter})
+	rx, err = e.Host.Open(rawio.Spec{Version: 4 + 2*v, Kind: rawio.Raw, Protocol: proto, Filter: filter, ReceiveLocal: true})
 	return tx, rx, err
 }
 
@@ -278,6 +279,9 @@ func (e *suite) echo() error {
 			want := e.request(v, uint16(k), 10)
 			if !bytes.Equal(b[4:], want[4:]) || b[0] != echoFilter(v)[0] {
 				return fmt.Errorf("received %x as reply to %x", b, want)
+			}
+			if m.Local != e.Local[v] {
+				return fmt.Errorf("received at %v, want %v", m.Local, e.Local[v])
 			}
 			if m.Truncated || m.Failure != (rawio.Failure{}) {
 				return fmt.Errorf("truncated %v, failure %+v; want neither", m.Truncated, m.Failure)
@@ -656,6 +660,43 @@ func (e *suite) level() error {
 			return errors.New("a departure stamp ended a wait")
 		}
 		return e.await(tx.ReceiveErrors, buffers(1, 64), 1)
+	})
+}
+
+// queue checks that what finds a full queue is counted.
+func (e *suite) queue() error {
+	return e.each(func(v, _, _ int) error {
+		tx, err := e.Host.Open(rawio.Spec{Version: 4 + 2*v, Kind: rawio.RawHeader})
+		if err != nil {
+			return err
+		}
+		const room = 16384
+		rx, err := e.Host.Open(rawio.Spec{Version: 4 + 2*v, Kind: rawio.Raw, Protocol: []int{protoICMP, protoICMPv6}[v], ReceiveBuffer: room})
+		if err != nil {
+			return err
+		}
+		before, err := rx.Queue()
+		if err != nil || before.Size != 2*room || before.Dropped != 0 {
+			return fmt.Errorf("new queue %+v, error %v; want room for %d", before, err, 2*room)
+		}
+		const count = 100 // more than fit, each of them charged with 768 bytes at least
+		for seq := range uint16(count) {
+			msg := []rawio.Message{{Data: e.whole(v, e.request(v, seq, 10)), Addr: netip.AddrPortFrom(e.Target[v], 0)}}
+			if _, err := tx.Send(msg); err != nil {
+				return err
+			}
+		}
+		for start := time.Now(); ; time.Sleep(time.Millisecond) {
+			q, err := rx.Queue()
+			switch {
+			case err != nil:
+				return err
+			case q.Dropped >= count/2 && q.Dropped < count:
+				return nil
+			case time.Since(start) > patience:
+				return fmt.Errorf("queue %+v after %d replies", q, count)
+			}
+		}
 	})
 }
 
