@@ -61,8 +61,8 @@ func ParseTime(s string) (Time, error) {
 	}
 	for _, form := range timeLayouts {
 		if at, err := time.Parse(form.layout, text); err == nil {
-			// Year 1 is not when anything was sent, but must not be taken for an unknown time.
-			if at.IsZero() {
+			// A year that no clock shows: written in another zone, it might not be one of four digits.
+			if y := at.Year(); y < 1900 || y > 9000 {
 				break
 			}
 			return Time{at: at, zoned: form.zoned}, nil
