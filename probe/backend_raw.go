@@ -331,6 +331,9 @@ func (b *raw) flush(tx *rawSender, v int) {
 			// In the middle of its share of the system call.
 			off := spent * int64(2*k+1) / int64(2*n)
 			e.sent(i, mono+off, wall+off)
+			if tx == &b.framers[v] {
+				e.counters.Framed++
+			}
 			if stamp {
 				tx.stamps.await(e, i)
 			}

@@ -104,14 +104,18 @@ func openAt(t testing.TB, h *lab.Host, opts Options) *Prober {
 	return p
 }
 
-// both runs a subtest for each mode, on a host of a new lab.
+// both runs a subtest for each mode, on a host of a new lab, and one for frames: they must make no difference.
 func both(t *testing.T, f func(t *testing.T, l *lab.Lab, p *Prober)) {
-	for _, mode := range []Mode{Privileged, Unprivileged} {
-		t.Run(mode.String(), func(t *testing.T) {
+	for _, opts := range []Options{{Mode: Privileged}, {Mode: Unprivileged}, {Mode: Privileged, SendFrames: true}} {
+		name := opts.Mode.String()
+		if opts.SendFrames {
+			name = "frames"
+		}
+		t.Run(name, func(t *testing.T) {
 			l := path(t)
-			p := openAt(t, l.Host("a"), Options{Mode: mode})
-			if got := p.Features().Mode; got != mode {
-				t.Fatalf("mode %v", got)
+			p := openAt(t, l.Host("a"), opts)
+			if got := p.Features(); got.Mode != opts.Mode || got.Frames != opts.SendFrames {
+				t.Fatalf("mode %v, frames %v", got.Mode, got.Frames)
 			}
 			f(t, l, p)
 		})
@@ -390,12 +394,16 @@ func TestLabCancel(t *testing.T) {
 func TestLabAllocations(t *testing.T) {
 	l := path(t)
 	for _, tt := range []struct {
-		mode  Mode
-		proto Protocol
-		most  float64
-	}{{Privileged, ICMP, 0.01}, {Privileged, UDP, 0.01}, {Privileged, TCP, 0.01}, {Unprivileged, ICMP, 0.01}} {
-		t.Run(fmt.Sprintf("%v %v", tt.mode, tt.proto), func(t *testing.T) {
-			p := openAt(t, l.Host("a"), Options{Mode: tt.mode})
+		mode   Mode
+		frames bool
+		proto  Protocol
+		most   float64
+	}{
+		{Privileged, false, ICMP, 0.01}, {Privileged, false, UDP, 0.01}, {Privileged, false, TCP, 0.01},
+		{Privileged, true, ICMP, 0.01}, {Privileged, true, UDP, 0.01}, {Unprivileged, false, ICMP, 0.01},
+	} {
+		t.Run(fmt.Sprintf("%v %v, frames %v", tt.mode, tt.proto, tt.frames), func(t *testing.T) {
+			p := openAt(t, l.Host("a"), Options{Mode: tt.mode, SendFrames: tt.frames})
 			for v := range 2 {
 				const inFlight, probes = 100, 10_000
 				req := Request{Target: addr(l.Host("b"), v), Protocol: tt.proto, Port: openPort}

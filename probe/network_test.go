@@ -266,7 +266,9 @@ func timeExceeded(src netip.Addr, p []byte) []byte {
 // open gives a prober before a network, in memory. It is closed with the test.
 func open(t testing.TB, network rawiotest.Network, opts Options) (*Prober, *rawiotest.Host) {
 	t.Helper()
-	host := rawiotest.NewHost(rawiotest.Config{Network: network, Addrs: local[:], Interfaces: []string{"lo", "eth0"}})
+	host := rawiotest.NewHost(rawiotest.Config{
+		Network: network, Addrs: local[:], Interfaces: []string{"lo", "eth0"}, Link: rawio.LinkAddr{2, 0, 0, 0, 0, 1},
+	})
 	opts.host = host
 	if opts.Mode == Auto {
 		opts.Mode = Privileged

@@ -141,6 +141,7 @@ func (f *Features) Supports(p Protocol, version int) bool {
 // Counters count since New. They tell what became of every packet that a prober looked at.
 type Counters struct {
 	Sent       uint64 // probes that left
+	Framed     uint64 // of these: in frames, see Options.SendFrames
 	Answered   uint64 // probes that something came back for
 	TimedOut   uint64 // probes that nothing came back for
 	Failed     uint64 // probes that could not be sent or were given up
