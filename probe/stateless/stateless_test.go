@@ -198,7 +198,7 @@ func respond(t testing.TB, query []byte) []byte {
 
 // parse gives a table a whole IP packet in the way of its version.
 func parse(table *Table, pkt []byte, a *Answer) (*Codec, error) {
-	if versionOf(pkt) != 6 || len(pkt) < packet.IPv6HeaderLen {
+	if len(pkt) < packet.IPv6HeaderLen || versionOf(pkt) != 6 {
 		return table.Parse4(pkt, a)
 	}
 	h := packet.IPv6(pkt)
