@@ -1,0 +1,289 @@
+// Copyright The Fathom Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package store
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/seed5728abee/fathom/anycast"
+	"github.com/seed5728abee/fathom/anycast/measurepb"
+)
+
+// where collects conditions and their arguments.
+type where struct {
+	conditions []string
+	args       []any
+}
+
+func (w *where) add(condition string, args ...any) {
+	w.conditions = append(w.conditions, condition)
+	w.args = append(w.args, args...)
+}
+
+// target asks for targets inside a prefix. Addresses of one version sort among themselves; the length keeps the other one out.
+func (w *where) target(p netip.Prefix) {
+	if !p.IsValid() {
+		return
+	}
+	p = p.Masked()
+	last := p.Addr().AsSlice()
+	for i := p.Bits(); i < 8*len(last); i++ {
+		last[i/8] |= 1 << (7 - i%8)
+	}
+	w.add("target BETWEEN ? AND ? AND length(target) = ?", p.Addr().AsSlice(), last, len(last))
+}
+
+func (w *where) String() string {
+	if len(w.conditions) == 0 {
+		return ""
+	}
+	return " WHERE " + strings.Join(w.conditions, " AND ")
+}
+
+// measurement adds what a query says about measurements, whose table is there under the name t.
+func (w *where) measurement(q *anycast.Query) {
+	if q.Measurement != "" {
+		w.add("t.id = ?", q.Measurement)
+	}
+	if q.Program != "" {
+		w.add("t.program = ?", string(q.Program))
+	}
+	if q.Name != "" {
+		w.add("t.name = ?", q.Name)
+	}
+}
+
+// Measurements implements [anycast.Store]. From and Until bound their starts. With Target or Site
+// it gives those that have a result to which that applies.
+func (s *Store) Measurements(ctx context.Context, q anycast.Query) ([]anycast.Measurement, error) {
+	if q.Target.IsValid() || q.Site != "" {
+		if err := s.settle(ctx); err != nil {
+			return nil, err
+		}
+	}
+	var w where
+	w.measurement(&q)
+	if !q.From.IsZero() {
+		w.add("t.start >= ?", measurepb.FromTime(q.From))
+	}
+	if !q.Until.IsZero() {
+		w.add("t.start < ?", measurepb.FromTime(q.Until))
+	}
+	if q.Target.IsValid() || q.Site != "" {
+		inner := q
+		inner.Measurement, inner.Program, inner.Name = "", "", ""
+		catch, result := resultConditions(&inner)
+		w.add("(EXISTS (SELECT 1 FROM catch"+and(catch, "catch.m = t.m")+") OR EXISTS (SELECT 1 FROM result"+and(result, "result.m = t.m")+"))",
+			append(append([]any{}, catch.args...), result.args...)...)
+	}
+	query := "SELECT t.id, t.owner, t.parent, t.state, t.error, t.start, t.end, t.targets, t.definition, t.progress FROM measurement t" + w.String() + " ORDER BY t.start DESC, t.m DESC"
+	if q.Limit > 0 {
+		query += fmt.Sprintf(" LIMIT %d", q.Limit)
+	}
+	rows, err := s.read.QueryContext(ctx, query, w.args...)
+	if err != nil {
+		return nil, explain("list measurements", err)
+	}
+	defer rows.Close()
+	var list []anycast.Measurement
+	for rows.Next() {
+		var m anycast.Measurement
+		var state, definition, progress string
+		var start, end int64
+		if err := rows.Scan(&m.ID, &m.Owner, &m.Parent, &state, &m.Error, &start, &end, &m.Targets, &definition, &progress); err != nil {
+			return nil, explain("list measurements", err)
+		}
+		m.Start, m.End = measurepb.ToTime(start), measurepb.ToTime(end)
+		err := errors.Join(m.State.UnmarshalText([]byte(state)), json.Unmarshal([]byte(definition), &m.Definition), json.Unmarshal([]byte(progress), &m.Progress))
+		if err != nil {
+			return nil, fmt.Errorf("read measurement %s: %w (%w)", m.ID, ErrCorrupt, err)
+		}
+		list = append(list, m)
+	}
+	return list, explain("list measurements", rows.Err())
+}
+
+// and gives the WHERE clause of w with one more condition.
+func and(w where, condition string) string {
+	w.conditions = append([]string{condition}, w.conditions...)
+	return w.String()
+}
+
+// settle writes what is waiting, so that it is found.
+func (s *Store) settle(ctx context.Context) error {
+	if s.isClosed() {
+		return ErrClosed
+	}
+	return s.flush(ctx)
+}
+
+// Targets implements [anycast.Store].
+func (s *Store) Targets(ctx context.Context, id string) ([]netip.Addr, error) {
+	what := "read targets of " + id
+	var number int64
+	var count int
+	err := s.read.QueryRowContext(ctx, "SELECT m, targets FROM measurement WHERE id = ?", id).Scan(&number, &count)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, fmt.Errorf("%s: %w", what, anycast.ErrNoMeasurement)
+	}
+	if err != nil {
+		return nil, explain(what, err)
+	}
+	rows, err := s.read.QueryContext(ctx, "SELECT size, data FROM target WHERE m = ? ORDER BY chunk", number)
+	if err != nil {
+		return nil, explain(what, err)
+	}
+	defer rows.Close()
+	var targets []netip.Addr
+	for rows.Next() {
+		var size int
+		var data sql.RawBytes
+		if err := rows.Scan(&size, &data); err != nil {
+			return nil, explain(what, err)
+		}
+		if size != 4 && size != 16 || len(data)%size != 0 {
+			return nil, fmt.Errorf("%s: %w", what, ErrCorrupt)
+		}
+		for ; len(data) > 0; data = data[size:] {
+			a, _ := netip.AddrFromSlice(data[:size])
+			targets = append(targets, a)
+		}
+	}
+	return targets, explain(what, rows.Err())
+}
+
+// resultConditions gives the conditions on each of the two tables of results.
+func resultConditions(q *anycast.Query) (catch, result where) {
+	for _, w := range []*where{&catch, &result} {
+		w.measurement(q)
+		w.target(q.Target)
+		if !q.From.IsZero() {
+			w.add("time >= ?", measurepb.FromTime(q.From))
+		}
+		if !q.Until.IsZero() {
+			w.add("time < ? AND time > 0", measurepb.FromTime(q.Until))
+		}
+	}
+	if q.Site != "" {
+		catch.add("(SELECT site FROM site WHERE name = ?) IN (sender, receiver)", q.Site)
+		result.add("instr(sites, ?) > 0", "/"+q.Site+"/")
+	}
+	return catch, result
+}
+
+// Results implements [anycast.Store]. From and Until bound the results' times: those that belong to no moment, such as a
+// summary, are left out then.
+func (s *Store) Results(ctx context.Context, q anycast.Query, yield func(id string, r anycast.Result) bool) error {
+	if err := s.settle(ctx); err != nil {
+		return err
+	}
+	if q.Measurement != "" {
+		var number int64
+		err := s.read.QueryRowContext(ctx, "SELECT m FROM measurement WHERE id = ?", q.Measurement).Scan(&number)
+		if errors.Is(err, sql.ErrNoRows) {
+			return fmt.Errorf("read results of %q: %w", q.Measurement, anycast.ErrNoMeasurement)
+		}
+		if err != nil {
+			return explain("read results", err)
+		}
+	}
+	catch, result := resultConditions(&q)
+	// Two cursors in step, merged by number: a UNION would sort everything first.
+	tx, err := s.read.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+	if err != nil {
+		return explain("read results", err)
+	}
+	defer func() { _ = tx.Rollback() }()
+	order := " ORDER BY r.seq"
+	if q.Measurement != "" {
+		order = " ORDER BY r.m, r.seq" // as the table is
+	}
+	catches, err := tx.QueryContext(ctx, `SELECT t.id, r.seq, r.target, s.name, h.name, r.responder, r.protocol, r.status, r.flow, r.round, r.rtt,
+		r.clock_error, r.reply_ttl, r.text, r.duplicates, r.time
+		FROM catch r JOIN measurement t ON t.m = r.m JOIN site s ON s.site = r.sender JOIN site h ON h.site = r.receiver`+catch.String()+order, catch.args...)
+	if err != nil {
+		return explain("read results", err)
+	}
+	defer catches.Close()
+	others, err := tx.QueryContext(ctx, "SELECT t.id, r.seq, r.body FROM result r JOIN measurement t ON t.m = r.m"+result.String()+order, result.args...)
+	if err != nil {
+		return explain("read results", err)
+	}
+	defer others.Close()
+	a, b := cursor{rows: catches, scan: scanCatch}, cursor{rows: others, scan: scanResult}
+	if err := errors.Join(a.next(), b.next()); err != nil {
+		return explain("read results", err)
+	}
+	for n := 0; (a.ok || b.ok) && (q.Limit <= 0 || n < q.Limit); n++ {
+		c := &a
+		if !a.ok || b.ok && b.seq < a.seq {
+			c = &b
+		}
+		if !yield(c.id, c.result) {
+			return nil
+		}
+		if err := c.next(); err != nil {
+			return explain("read results", err)
+		}
+	}
+	return nil
+}
+
+// cursor is a place in a table of results.
+type cursor struct {
+	rows   *sql.Rows
+	scan   func(*cursor) error
+	ok     bool
+	id     string
+	seq    int64
+	result anycast.Result
+}
+
+func (c *cursor) next() error {
+	if c.ok = c.rows.Next(); !c.ok {
+		return c.rows.Err()
+	}
+	return c.scan(c)
+}
+
+func scanCatch(c *cursor) error {
+	var p measurepb.Catch
+	var text sql.NullString
+	err := c.rows.Scan(&c.id, &c.seq, &p.Target, &p.Sender, &p.Receiver, &p.Responder, &p.Protocol, &p.Status, &p.Flow, &p.Round, &p.Rtt, &p.ClockError,
+		&p.ReplyTtl, &text, &p.Duplicates, &p.Time)
+	if err != nil {
+		return err
+	}
+	p.Text = text.String
+	return c.take(&measurepb.Result{Result: &measurepb.Result_Catch{Catch: &p}})
+}
+
+func scanResult(c *cursor) error {
+	var body sql.RawBytes
+	if err := c.rows.Scan(&c.id, &c.seq, &body); err != nil {
+		return err
+	}
+	var p measurepb.Result
+	if err := proto.Unmarshal(body, &p); err != nil {
+		return fmt.Errorf("%w (%w)", ErrCorrupt, err)
+	}
+	return c.take(&p)
+}
+
+func (c *cursor) take(p *measurepb.Result) error {
+	r, err := measurepb.ToResult(p)
+	if err != nil {
+		return fmt.Errorf("%w (%w)", ErrCorrupt, err)
+	}
+	c.result = r
+	return nil
+}
