@@ -92,6 +92,8 @@ type Session interface {
 	// in any case. ErrNoSite, ErrNoSource and ErrCannotSend tell that it can not be, and then HandleSent does not follow.
 	// The batch's slices are the fleet's until HandleSent.
 	Send(site string, b Batch) error
+	// FirstPort is the source port, or for ICMP the identifier, of flow 0.
+	FirstPort() uint16
 	// Close ends the session; answers to what is on the way are no longer delivered.
 	Close()
 }

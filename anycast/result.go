@@ -186,6 +186,10 @@ type Summary struct {
 	Answered   uint64 `json:"answered"`
 	Duplicates uint64 `json:"duplicates,omitempty"`
 	Refused    uint64 `json:"refused,omitempty"`
+	// Late is how many of the answered came after their probe had been reported as unanswered; Unknown counts
+	// answers that fit no probe that was sent.
+	Late    uint64 `json:"late,omitempty"`
+	Unknown uint64 `json:"unknown,omitempty"`
 	// Skipped counts targets that were left out, by reason: opt-out, private, multicast, ...
 	Skipped map[string]int `json:"skipped,omitempty"`
 	// Sites is how many targets each site catches; Weight the same in the user's query counts.
@@ -228,6 +232,7 @@ type Progress struct {
 // Sink takes what a program finds, as it finds it. Its methods may be called from several goroutines; an error (a full
 // disk, a user who went away) ends the program.
 type Sink interface {
-	Result(Result) error
+	// Results takes what was found since the last call, at least one. The slice is the sink's to keep.
+	Results([]Result) error
 	Progress(Progress)
 }

@@ -56,7 +56,8 @@ func FormatOf(file string) (Format, error) {
 	return 0, fmt.Errorf("draw to %s: want a name that ends in .svg, .dot or .mmd: %w", file, probe.ErrInvalid)
 }
 
-// Draw writes a picture of the graph: the hops from left to right. About gives what to write beside an
+// Draw writes a picture of the graph: the hops from left to right. If answers came home at several places, or elsewhere
+// than at the sender, each place has a colour, which its nodes are filled with. About gives what to write beside an
 // address; it may be nil.
 func (g *Graph) Draw(w io.Writer, format Format, about func(netip.Addr) Annotation) error {
 	given := about
@@ -112,11 +113,15 @@ func (g *Graph) label(n *Node, about func(netip.Addr) Annotation) []string {
 		}
 		lines = append(lines, strings.Join(parts, " "))
 	}
-	rtt := fmt.Sprintf("%s ms", millis(n.Min))
-	if n.Max > n.Min {
-		rtt = fmt.Sprintf("%s / %s / %s ms", millis(n.Min), millis(n.Avg), millis(n.Max))
+	switch {
+	case n.Max > n.Min:
+		lines = append(lines, fmt.Sprintf("%s / %s / %s ms", millis(n.Min), millis(n.Avg), millis(n.Max)))
+	case n.Timed > 0:
+		lines = append(lines, millis(n.Min)+" ms")
 	}
-	lines = append(lines, rtt)
+	if len(n.Receivers) > 0 {
+		lines = append(lines, "heard at "+cleanText(strings.Join(n.Receivers, ", ")))
+	}
 	if mark := Mark(&probe.Result{Target: g.Target, Status: n.Status, HasICMP: n.HasICMP, ICMPType: n.ICMPType, ICMPCode: n.ICMPCode}); mark != "" {
 		lines = append(lines, "unreachable "+mark)
 	}
@@ -157,6 +162,27 @@ func (g *Graph) title(about func(netip.Addr) Annotation) string {
 	return s
 }
 
+// palette are the colours of the places where answers come home: light enough for black text, and chosen to stay
+// apart for eyes that do not see all colours (after Okabe and Ito 2008).
+var palette = [...]string{"#a6d8f5", "#fbd27a", "#8fe0c4", "#f3b6d4", "#f5ef9a", "#c9c5f2", "#f4b08f", "#cfd4da"}
+
+// colours gives each receiver its colour, in the order of their names. With more receivers than colours some share one;
+// the nodes say their names.
+func (g *Graph) colours() (receivers []string, colour map[string]string) {
+	for i := range g.Nodes {
+		for _, r := range g.Nodes[i].Receivers {
+			if at, found := slices.BinarySearch(receivers, r); !found {
+				receivers = slices.Insert(receivers, at, r)
+			}
+		}
+	}
+	colour = make(map[string]string, len(receivers))
+	for i, r := range receivers {
+		colour[r] = palette[i%len(palette)]
+	}
+	return receivers, colour
+}
+
 // The measures of an SVG picture, in CSS pixels.
 const (
 	svgMargin = 20.0
@@ -167,6 +193,7 @@ const (
 	svgLine   = 15.0 // line height
 	svgGlyph  = 6.7  // width of a character at 11 px, which is monospaced
 	svgMost   = 44   // characters in a line: an IPv6 address, or a longish name
+	svgLegend = 26.0 // height of the line that says which colour is whose
 )
 
 // box is where a node is drawn.
@@ -178,6 +205,11 @@ type box struct {
 // svg draws the graph. Nothing in it depends on fonts or files that a viewer may lack.
 func (g *Graph) svg(about func(netip.Addr) Annotation) string {
 	hops := g.ordered()
+	receivers, colour := g.colours()
+	top := svgTop
+	if len(receivers) > 0 {
+		top += svgLegend
+	}
 	boxes := make([]box, len(g.Nodes))
 	x, tallest := svgMargin, 0.0
 	heights := make([]float64, len(hops))
@@ -201,7 +233,7 @@ func (g *Graph) svg(about func(netip.Addr) Annotation) string {
 		x += float64(width)*svgGlyph + 2*svgPad + svgGapX
 	}
 	for i, hop := range hops {
-		y := svgTop + (tallest-heights[i])/2
+		y := top + (tallest-heights[i])/2
 		for _, n := range hop {
 			boxes[n].y = y
 			y += boxes[n].h + svgGapY
@@ -209,7 +241,13 @@ func (g *Graph) svg(about func(netip.Addr) Annotation) string {
 	}
 	title := g.title(about)
 	width := max(x-svgGapX+svgMargin, float64(utf8.RuneCountInString(title))*8.2+2*svgMargin)
-	height := svgTop + tallest + svgMargin
+	height := top + tallest + svgMargin
+	legend := svgMargin
+	for i := range receivers {
+		receivers[i] = shorten(cleanText(receivers[i]), svgMost)
+		legend += legendWidth(receivers[i])
+	}
+	width = max(width, legend)
 
 	var b strings.Builder
 	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" width="%.0f" height="%.0f" viewBox="0 0 %.0f %.0f" role="img">`+"\n", width, height, width, height)
@@ -217,20 +255,37 @@ func (g *Graph) svg(about func(netip.Addr) Annotation) string {
 	b.WriteString(`<style>text{font:11px ui-monospace,"DejaVu Sans Mono",monospace;fill:#1f2933}.t{font:600 14px sans-serif}.h{font:11px sans-serif;fill:#7b8794}.a{font-weight:700}</style>` + "\n")
 	b.WriteString(`<rect width="100%" height="100%" fill="#ffffff"/>` + "\n")
 	fmt.Fprintf(&b, `<text class="t" x="%.0f" y="28">%s</text>`+"\n", svgMargin, html.EscapeString(title))
+	if len(receivers) > 0 {
+		g.drawLegend(&b, receivers)
+	}
 	for i, hop := range hops {
 		if i > 0 {
 			at := boxes[hop[0]]
-			fmt.Fprintf(&b, `<text class="h" x="%.1f" y="%.0f" text-anchor="middle">hop %d</text>`+"\n", at.x+at.w/2, svgTop-16, g.Nodes[hop[0]].TTL)
+			fmt.Fprintf(&b, `<text class="h" x="%.1f" y="%.0f" text-anchor="middle">hop %d</text>`+"\n", at.x+at.w/2, top-16, g.Nodes[hop[0]].TTL)
 		}
 	}
 	for i := range g.Edges {
 		g.drawEdge(&b, &g.Edges[i], boxes)
 	}
 	for i := range g.Nodes {
-		g.drawNode(&b, &g.Nodes[i], boxes[i])
+		g.drawNode(&b, &g.Nodes[i], boxes[i], colour)
 	}
 	b.WriteString("</svg>\n")
 	return b.String()
+}
+
+func legendWidth(receiver string) float64 {
+	return 20 + float64(utf8.RuneCountInString(receiver))*svgGlyph + 18
+}
+
+// drawLegend says which colour is whose. The names are as they are to be shown.
+func (g *Graph) drawLegend(b *strings.Builder, receivers []string) {
+	x := svgMargin
+	for i, r := range receivers {
+		fmt.Fprintf(b, `<rect x="%.1f" y="44" width="12" height="12" rx="2" fill="%s" stroke="#52606d"/><text x="%.1f" y="54">%s</text>`+"\n",
+			x, palette[i%len(palette)], x+18, html.EscapeString(r))
+		x += legendWidth(r)
+	}
 }
 
 func (g *Graph) drawEdge(b *strings.Builder, e *Edge, boxes []box) {
@@ -254,7 +309,7 @@ func (g *Graph) drawEdge(b *strings.Builder, e *Edge, boxes []box) {
 		x1, y1, x1+bend, y1, x2-bend, y2, x2, y2, style, thick, note)
 }
 
-func (g *Graph) drawNode(b *strings.Builder, n *Node, at box) {
+func (g *Graph) drawNode(b *strings.Builder, n *Node, at box, colour map[string]string) {
 	fill, stroke, more := "#f5f7fa", "#7b8794", ""
 	switch n.Kind {
 	case SourceNode:
@@ -268,6 +323,21 @@ func (g *Graph) drawNode(b *strings.Builder, n *Node, at box) {
 	case RouterNode:
 		if n.PerPacket {
 			fill, stroke = "#fef3c7", "#b45309"
+		}
+	}
+	if len(n.Receivers) > 0 {
+		// A stripe for each receiver under an outline.
+		for i, r := range n.Receivers {
+			w := at.w / float64(len(n.Receivers))
+			round := ""
+			if len(n.Receivers) == 1 {
+				round = ` rx="6"`
+			}
+			fmt.Fprintf(b, `<rect x="%.1f" y="%.1f" width="%.1f" height="%.1f" fill="%s"%s/>`+"\n", at.x+w*float64(i), at.y, w, at.h, colour[r], round)
+		}
+		fill = "none"
+		if n.Kind == TargetNode || n.Kind == RefuseNode {
+			more = ` style="stroke-width:2.6"`
 		}
 	}
 	fmt.Fprintf(b, `<rect x="%.1f" y="%.1f" width="%.1f" height="%.1f" rx="6" fill="%s" stroke="%s" stroke-width="1.3"%s/>`+"\n",
@@ -348,14 +418,24 @@ func (g *Graph) dot(about func(netip.Addr) Annotation) string {
 	quote := strings.NewReplacer(`\`, `\\`, `"`, `\"`)
 	var b strings.Builder
 	fmt.Fprintf(&b, "digraph trace {\n\trankdir=LR;\n\tlabel=\"%s\";\n\tnode [shape=box, style=rounded, fontname=monospace];\n", quote.Replace(g.title(about)))
+	_, colour := g.colours()
 	for i := range g.Nodes {
 		lines := g.label(&g.Nodes[i], about)
 		for j := range lines {
 			lines[j] = quote.Replace(lines[j])
 		}
 		style := ""
-		if g.Nodes[i].Kind == SilentNode {
+		switch here := g.Nodes[i].Receivers; {
+		case g.Nodes[i].Kind == SilentNode:
 			style = `, style="rounded,dashed"`
+		case len(here) == 1:
+			style = fmt.Sprintf(`, style="rounded,filled", fillcolor="%s"`, colour[here[0]])
+		case len(here) > 1: // stripes; they do not go with round corners
+			fills := make([]string, len(here))
+			for j, r := range here {
+				fills[j] = colour[r]
+			}
+			style = fmt.Sprintf(`, style=striped, fillcolor="%s"`, strings.Join(fills, ":"))
 		}
 		fmt.Fprintf(&b, "\tn%d [label=\"%s\"%s];\n", i, strings.Join(lines, `\n`), style)
 	}
@@ -385,6 +465,7 @@ func (g *Graph) mermaid(about func(netip.Addr) Annotation) string {
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "%%%% %s\nflowchart LR\n", g.title(about))
+	_, colour := g.colours()
 	for i := range g.Nodes {
 		lines := g.label(&g.Nodes[i], about)
 		for j := range lines {
@@ -393,6 +474,9 @@ func (g *Graph) mermaid(about func(netip.Addr) Annotation) string {
 		fmt.Fprintf(&b, "  n%d[\"%s\"]\n", i, strings.Join(lines, "<br/>"))
 		if g.Nodes[i].Kind == SilentNode {
 			fmt.Fprintf(&b, "  style n%d stroke-dasharray: 6 4\n", i)
+		}
+		if here := g.Nodes[i].Receivers; len(here) > 0 {
+			fmt.Fprintf(&b, "  style n%d fill:%s\n", i, colour[here[0]])
 		}
 	}
 	for _, e := range g.Edges {

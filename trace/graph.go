@@ -54,9 +54,11 @@ type Node struct {
 	Flows []uint16
 	// PerPacket tells that the node sends packets of one flow to different next nodes.
 	PerPacket bool
-	// Answers counts the answers; Min, Avg and Max are of their round-trip times.
-	Answers       int
-	Min, Avg, Max time.Duration
+	// Answers counts the answers; Min, Avg and Max are of the round-trip times of those, Timed many, where that is known.
+	Answers, Timed int
+	Min, Avg, Max  time.Duration
+	// Receivers are the places where answers came home (see probe.Result), sorted; none if always at the sender.
+	Receivers []string
 	// Status, ICMPType and ICMPCode are of the latest answer; HasICMP tells that it was an ICMP message.
 	Status             probe.Status
 	HasICMP            bool
@@ -178,12 +180,18 @@ func (p *Path) Graph() *Graph {
 
 // take books an answer.
 func (n *Node) take(r *probe.Result) {
-	if n.Answers == 0 || r.RTT < n.Min {
-		n.Min = r.RTT
-	}
-	n.Max = max(n.Max, r.RTT)
 	n.Answers++
-	n.Avg += (r.RTT - n.Avg) / time.Duration(n.Answers)
+	if r.RTT > 0 {
+		if n.Timed == 0 || r.RTT < n.Min {
+			n.Min = r.RTT
+		}
+		n.Max = max(n.Max, r.RTT)
+		n.Timed++
+		n.Avg += (r.RTT - n.Avg) / time.Duration(n.Timed)
+	}
+	if at, found := slices.BinarySearch(n.Receivers, r.Receiver); !found && r.Receiver != "" {
+		n.Receivers = slices.Insert(n.Receivers, at, r.Receiver)
+	}
 	n.Status, n.HasICMP, n.ICMPType, n.ICMPCode = r.Status, r.HasICMP, r.ICMPType, r.ICMPCode
 	n.MPLS = slices.Clone(r.MPLS)
 	switch {

@@ -86,6 +86,8 @@ type MultipathOptions struct {
 	GapLimit, LoopLimit int
 	// MaxProbes ends the trace: DefaultMaxProbes unless set.
 	MaxProbes int
+	// MaxFlows ends it as well, for a via that has few: probe.MaxFlow unless set.
+	MaxFlows int
 	// OnReply, if set, is called with each result, on Multipath's goroutine. It must not block.
 	OnReply func(probe.Result)
 }
@@ -105,6 +107,7 @@ func (o MultipathOptions) withDefaults() (MultipathOptions, error) {
 	set(&o.GapLimit, DefaultGapLimit)
 	set(&o.LoopLimit, DefaultLoopLimit)
 	set(&o.MaxProbes, DefaultMaxProbes)
+	set(&o.MaxFlows, maxFlow)
 	if o.Confidence == 0 {
 		o.Confidence = DefaultConfidence
 	}
@@ -128,6 +131,8 @@ func (o MultipathOptions) withDefaults() (MultipathOptions, error) {
 		return o, &probe.RequestError{Field: "mesh flows", Value: o.MeshFlows, Reason: "want at least 2"}
 	case o.MaxProbes < 1:
 		return o, &probe.RequestError{Field: "max probes", Value: o.MaxProbes, Reason: "want at least 1"}
+	case o.MaxFlows < 1 || o.MaxFlows > maxFlow:
+		return o, &probe.RequestError{Field: "max flows", Value: o.MaxFlows, Reason: fmt.Sprintf("want 1 to %d", maxFlow)}
 	case o.Timeout < 0 || o.MinWait < 0:
 		return o, &probe.RequestError{Field: "timeout", Value: min(o.Timeout, o.MinWait), Reason: "want a duration above 0"}
 	}
@@ -423,7 +428,7 @@ func (m *mda) unused(at *level) (uint16, error) {
 			return f, nil
 		}
 	}
-	if m.flows == maxFlow {
+	if m.flows == m.opts.MaxFlows {
 		return 0, errProbeLimit
 	}
 	m.flows++
@@ -794,7 +799,7 @@ func (m *mda) batch(ctx context.Context, at *level, flows []uint16) ([]probe.Res
 				return nil, fmt.Errorf("trace %s: hop %d: %w", req.Target, at.ttl, o.err)
 			}
 			if o.res.Answered() {
-				at.slowest = max(at.slowest, o.res.RTT, 1)
+				at.slowest = max(at.slowest, o.res.RTT, time.Since(waits[o.query].sent), 1) // as in tracer.settle
 			}
 			settle(o.query, o.res)
 			open--

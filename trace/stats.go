@@ -24,8 +24,10 @@ type HopStats struct {
 	// Status, ICMPType and ICMPCode are of the latest answer; Status is 0 before the first.
 	Status             probe.Status
 	ICMPType, ICMPCode uint8
+	// Timed counts the answers whose round-trip time is known (see probe.Result); the figures below are of those.
+	Timed int
 	// Last, Best, Avg and Worst are round-trip times, Gmean their geometric mean and StDev their
-	// standard deviation (of a sample: divided by Received-1).
+	// standard deviation (of a sample: divided by Timed-1).
 	Last, Best, Avg, Worst, StDev, Gmean time.Duration
 	// Jitter is the distance of the latest round-trip time from the one before, 0 for the first; JitterAvg is the
 	// mean of all jitters including that 0, JitterMax the largest.
@@ -67,18 +69,22 @@ func (h *HopStats) Addr() netip.Addr {
 // sample collects round-trip times. The sums are those of Welford's method, which does not lose
 // digits when times are long and close together.
 type sample struct {
-	n                            int
+	n, timed                     int
 	last, best, worst            time.Duration
 	mean, squares, logs          float64 // of nanoseconds
 	jitter, jitterMax            time.Duration
 	jitterMean, jitterInterarriv float64
 }
 
-// add takes one round-trip time.
+// add takes the round-trip time of one answer, 0 if it is not known.
 func (s *sample) add(rtt time.Duration) {
 	s.n++
-	n, x := float64(s.n), float64(rtt)
-	if s.n == 1 {
+	if rtt == 0 {
+		return
+	}
+	s.timed++
+	n, x := float64(s.timed), float64(rtt)
+	if s.timed == 1 {
 		s.best, s.worst, s.last = rtt, rtt, rtt
 	}
 	s.best, s.worst = min(s.best, rtt), max(s.worst, rtt)
@@ -96,15 +102,15 @@ func (s *sample) add(rtt time.Duration) {
 
 // fill writes the figures into h.
 func (s *sample) fill(h *HopStats) {
-	h.Received = s.n
-	if s.n == 0 {
+	h.Received, h.Timed = s.n, s.timed
+	if s.timed == 0 {
 		return
 	}
 	h.Last, h.Best, h.Worst = s.last, s.best, s.worst
 	h.Avg = time.Duration(math.Round(s.mean))
 	h.Gmean = time.Duration(math.Round(math.Exp(s.logs)))
-	if s.n > 1 {
-		h.StDev = time.Duration(math.Round(math.Sqrt(s.squares / float64(s.n-1))))
+	if s.timed > 1 {
+		h.StDev = time.Duration(math.Round(math.Sqrt(s.squares / float64(s.timed-1))))
 	}
 	h.Jitter, h.JitterMax = s.jitter, s.jitterMax
 	h.JitterAvg = time.Duration(math.Round(s.jitterMean))

@@ -367,6 +367,7 @@ func (t *tracer) take(ctx context.Context, o outcome) error {
 // settle puts the result of a probe into its place.
 func (t *tracer) settle(hop, query int, res probe.Result) {
 	w := &t.waits[hop]
+	sent := w.pending[query].sent
 	w.pending[query].cancel()
 	w.pending[query] = pending{}
 	w.open--
@@ -375,7 +376,9 @@ func (t *tracer) settle(hop, query int, res probe.Result) {
 	}
 	res.Target, res.TTL, res.Flow = t.req.Target, uint8(t.hops[hop].TTL), t.req.Flow
 	if res.Answered() {
-		w.slowest = max(w.slowest, res.RTT, 1) // 0 means no answer
+		// How late this one came, not its round-trip time: that may be unknown, and a via may
+		// be far away itself.
+		w.slowest = max(w.slowest, res.RTT, time.Since(sent), 1) // 0 means no answer
 	}
 	t.hops[hop].Replies[query] = res
 }
