@@ -394,7 +394,7 @@ func FromResult(r anycast.Result) *Result {
 		return &Result{Result: &Result_Summary{Summary: &Summary{
 			Targets: int64(r.Targets), Sent: r.Sent, Answered: r.Answered, Duplicates: r.Duplicates, Refused: r.Refused,
 			Skipped: counts64(r.Skipped), Sites: counts64(r.Sites), Weight: r.Weight, Converged: int64(r.Converged), Moved: int64(r.Moved),
-			Notes: r.Notes, Took: int64(r.Took),
+			Notes: r.Notes, Took: int64(r.Took), Late: r.Late, Unknown: r.Unknown,
 		}}}
 	case *anycast.Alarm:
 		return &Result{Result: &Result_Alarm{Alarm: &Alarm{
@@ -465,7 +465,7 @@ func (d *decoder) result(p *Result) (anycast.Result, error) {
 		return &anycast.Summary{
 			Targets: int(s.GetTargets()), Sent: s.GetSent(), Answered: s.GetAnswered(), Duplicates: s.GetDuplicates(), Refused: s.GetRefused(),
 			Skipped: counts(s.GetSkipped()), Sites: counts(s.GetSites()), Weight: s.GetWeight(), Converged: time.Duration(s.GetConverged()),
-			Moved: int(s.GetMoved()), Notes: s.GetNotes(), Took: time.Duration(s.GetTook()),
+			Moved: int(s.GetMoved()), Notes: s.GetNotes(), Took: time.Duration(s.GetTook()), Late: s.GetLate(), Unknown: s.GetUnknown(),
 		}, nil
 	case *Result_Alarm:
 		a := q.Alarm

@@ -4661,6 +4661,8 @@ type Summary struct {
 	Moved         int64                  `protobuf:"varint,10,opt,name=moved,proto3" json:"moved,omitempty"`
 	Notes         []string               `protobuf:"bytes,11,rep,name=notes,proto3" json:"notes,omitempty"`
 	Took          int64                  `protobuf:"varint,12,opt,name=took,proto3" json:"took,omitempty"`
+	Late          uint64                 `protobuf:"varint,13,opt,name=late,proto3" json:"late,omitempty"`
+	Unknown       uint64                 `protobuf:"varint,14,opt,name=unknown,proto3" json:"unknown,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4775,6 +4777,20 @@ func (x *Summary) GetNotes() []string {
 func (x *Summary) GetTook() int64 {
 	if x != nil {
 		return x.Took
+	}
+	return 0
+}
+
+func (x *Summary) GetLate() uint64 {
+	if x != nil {
+		return x.Late
+	}
+	return 0
+}
+
+func (x *Summary) GetUnknown() uint64 {
+	if x != nil {
+		return x.Unknown
 	}
 	return 0
 }
@@ -5279,7 +5295,7 @@ const file_anycast_measurepb_measure_proto_rawDesc = "" +
 	"\n" +
 	"SitesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xdc\x04\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\x8a\x05\n" +
 	"\aSummary\x12\x18\n" +
 	"\atargets\x18\x01 \x01(\x03R\atargets\x12\x12\n" +
 	"\x04sent\x18\x02 \x01(\x04R\x04sent\x12\x1a\n" +
@@ -5295,7 +5311,9 @@ const file_anycast_measurepb_measure_proto_rawDesc = "" +
 	"\x05moved\x18\n" +
 	" \x01(\x03R\x05moved\x12\x14\n" +
 	"\x05notes\x18\v \x03(\tR\x05notes\x12\x12\n" +
-	"\x04took\x18\f \x01(\x03R\x04took\x1a:\n" +
+	"\x04took\x18\f \x01(\x03R\x04took\x12\x12\n" +
+	"\x04late\x18\r \x01(\x04R\x04late\x12\x18\n" +
+	"\aunknown\x18\x0e \x01(\x04R\aunknown\x1a:\n" +
 	"\fSkippedEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\x1a8\n" +
