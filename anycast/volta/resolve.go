@@ -213,9 +213,15 @@ func lookUp[V any](ctx context.Context, r *Resolver, ask func(context.Context) (
 	switch {
 	case err == nil:
 		return value, time.Now().Add(cmp.Or(r.TTL, 5*time.Minute)), nil
-	case ctx.Err() != nil:
+	case over(ctx):
 		return value, time.Time{}, err
 	default:
 		return value, time.Now().Add(cmp.Or(r.NegativeTTL, 30*time.Second)), err
 	}
+}
+
+// over tells that ctx has ended or is about to: connections may notice its deadline before it does itself.
+func over(ctx context.Context) bool {
+	deadline, ok := ctx.Deadline()
+	return ctx.Err() != nil || ok && !time.Now().Before(deadline)
 }
