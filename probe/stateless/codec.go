@@ -234,8 +234,8 @@ func flowLabel(flow uint16) uint32 { return (uint32(flow) + 1) * 0x9e3b & 0xffff
 // which some turn into 0.
 func numberChecksum(number uint16) uint16 { return number + 1 }
 
-// checksumNumber is the inverse of numberChecksum.
-func checksumNumber(sum uint16) (number uint16, ok bool) { return sum - 1, sum != 0 && sum != 0xffff }
+// checksumNumber is the inverse of numberChecksum. The two values that stand for nothing give numbers above MaxNumber.
+func checksumNumber(sum uint16) uint16 { return sum - 1 }
 
 // What ICMP and UDP probes carry.
 //

@@ -22,8 +22,18 @@ func TestVectors(t *testing.T) {
 		for _, version := range []int{4, 6} {
 			name := fmt.Sprintf("%s%d", kind, version)
 			c, _ := setup(t, testConfig(kind))
-			if got, want := build(t, c, testProbe(version)), vector(t, name); !bytes.Equal(got, want) {
+			want := vector(t, name)
+			if got := build(t, c, testProbe(version)); !bytes.Equal(got, want) {
 				t.Errorf("%s:\n got %x\nwant %x", name, got, want)
+			}
+			// The buffer may have been used before, and have a packet in it already.
+			cfg := testConfig(kind)
+			cfg.Size = 200
+			c, _ = setup(t, cfg)
+			fresh, used := build(t, c, testProbe(version)), bytes.Repeat([]byte{0xff}, 512)
+			got, err := c.Append(used[:3], testProbe(version))
+			if err != nil || !bytes.Equal(got[3:], fresh) || !bytes.Equal(got[:3], []byte{0xff, 0xff, 0xff}) {
+				t.Errorf("%s into a used buffer: %v\n got %x\nwant %x", name, err, got[3:], fresh)
 			}
 		}
 	}

@@ -242,12 +242,11 @@ func (c *Codec) quoted(q *packet.Quote, port uint16, a *Answer) error {
 	if c.cfg.Classic {
 		return c.quotedClassic(q, port, a)
 	}
-	id := identity{src: q.Src, dst: q.Dst, port: port}
-	number, ok := c.quotedNumber(q, port)
-	if !ok || number > c.maxNumber || q.DstPort != c.cfg.DstPort {
+	number := c.quotedNumber(q, port)
+	if number > c.maxNumber || q.DstPort != c.cfg.DstPort {
 		return errForgedQuote
 	}
-	id.number = number
+	id := identity{src: q.Src, dst: q.Dst, port: port, number: number}
 	proof := c.prove(&id)
 	switch c.quotedPayload(q.Transport[packet.UDPHeaderLen:], &id, &proof, a) {
 	case wrong:
@@ -271,14 +270,14 @@ func (c *Codec) quoted(q *packet.Quote, port uint16, a *Answer) error {
 }
 
 // quotedNumber reads the number where 8 bytes of transport header have it.
-func (c *Codec) quotedNumber(q *packet.Quote, port uint16) (number uint16, ok bool) {
+func (c *Codec) quotedNumber(q *packet.Quote, port uint16) uint16 {
 	switch c.cfg.Kind {
 	case ICMP:
-		return q.Seq(), true
+		return q.Seq()
 	case TCP:
-		return uint16(q.TCPSeq() >> 16), true
+		return uint16(q.TCPSeq() >> 16)
 	case CHAOS:
-		return port - c.cfg.FirstPort, true
+		return port - c.cfg.FirstPort
 	}
 	return checksumNumber(q.UDPChecksum())
 }

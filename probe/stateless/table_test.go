@@ -274,6 +274,9 @@ func TestUDPAnswers(t *testing.T) {
 	check4(probed.Payload()[:24])
 	check4(append(bytes.Clone(probed.Payload()), "and more"...))
 	refuse(t, "cut off", table, answer(33434, 20003, probed.Payload()[:23]), ErrForged)
+	short := answer(33434, 20003, probed.Payload())
+	short[25] = packet.UDPHeaderLen + 23
+	refuse(t, "cut off by its length", table, short, ErrForged)
 	refuse(t, "other payload", table, answer(33434, 20003, []byte("hello")), ErrForged)
 	refuse(t, "no payload", table, answer(33434, 20003, nil), ErrForged)
 	refuse(t, "wrong port", table, answer(33435, 20003, probed.Payload()), ErrForged)
@@ -368,6 +371,33 @@ func TestForgedPayload(t *testing.T) {
 				refuse(t, fmt.Sprintf("%s%d, byte %d echoed", kind, version, i), table, reply(t, forged), ErrForged)
 			}
 		}
+	}
+}
+
+// TestForgedLabel is TestForgedPayload for the question of DNS probes.
+func TestForgedLabel(t *testing.T) {
+	for _, version := range []int{4, 6} {
+		c, table := setup(t, testConfig(DNS))
+		pkt := build(t, c, testProbe(version))
+		for i := range labelLen {
+			forged := bytes.Clone(pkt)
+			digit := &forged[header(pkt)+packet.UDPHeaderLen+labelOffset+i]
+			if *digit++; *digit == '9'+1 {
+				*digit = 'a'
+			}
+			refuse(t, fmt.Sprintf("version %d, digit %d", version, i), table, report(t, packet.ICMPError{Type: exceeded(version), Quote: forged}), ErrForged)
+		}
+	}
+}
+
+// TestEchoHeader holds that the header of an echo reply agrees with its payload.
+func TestEchoHeader(t *testing.T) {
+	c, table := setup(t, testConfig(ICMP))
+	in := reply(t, build(t, c, testProbe(4)))
+	for _, at := range []int{21, 25, 26, 27} { // code, identifier within the block, number
+		changed := bytes.Clone(in)
+		changed[at] ^= 1
+		refuse(t, fmt.Sprintf("byte %d", at), table, changed, ErrForged)
 	}
 }
 
@@ -618,6 +648,9 @@ func TestClassicICMP(t *testing.T) {
 	back.Responder, back.Status, back.ICMPType, back.QuotedTTL = target[0], probe.Replied, 0, 0
 	check(t, "reply", table, reply(t, pkt), c, back)
 
+	other := bytes.Clone(pkt)
+	packet.ICMP(transport(other)).SetID(0x1235)
+	refuse(t, "error about the next identifier", table, report(t, packet.ICMPError{Type: 11, Quote: other}), ErrForged)
 	refuse(t, "echo reply to somebody's ping", table, wrap(t, 4, packet.ProtocolICMP, target[0], source[0],
 		packet.AppendICMPEcho(nil, 0, 0x1234, 7, []byte("abcdefghijkl"))), ErrForged)
 	refuse(t, "next identifier", table, wrap(t, 4, packet.ProtocolICMP, target[0], source[0],
