@@ -72,6 +72,12 @@ func (z *zone) resolver(t testing.TB) *net.Resolver {
 	}}
 }
 
+// wait waits for the server's goroutines, once every lookup that was given up has noticed.
+func (z *zone) wait() {
+	synctest.Wait()
+	z.wg.Wait()
+}
+
 // bubble is synctest.Test. Package net makes a channel of its own at the first lookup, which must not be inside.
 func bubble(t *testing.T, f func(t *testing.T)) {
 	t.Helper()
@@ -117,7 +123,7 @@ func TestResolveIP(t *testing.T) {
 		if _, err := r.ResolveIP(t.Context(), "2001:db8::1"); !errors.Is(err, volta.ErrNoIPv4) {
 			t.Error(err)
 		}
-		z.wg.Wait()
+		z.wait()
 	})
 }
 
@@ -134,7 +140,7 @@ func TestResolveHostname(t *testing.T) {
 				t.Errorf("%v: %q, want %q", addr, got, want)
 			}
 		}
-		z.wg.Wait()
+		z.wait()
 	})
 }
 
@@ -161,7 +167,7 @@ func TestResolverRemembers(t *testing.T) {
 		ask(r3, true)
 		time.Sleep(time.Minute)
 		ask(r1, true)
-		z.wg.Wait()
+		z.wait()
 	})
 }
 
@@ -183,7 +189,7 @@ func TestResolverDeadServer(t *testing.T) {
 		if _, err := r.ResolveIP(t.Context(), "target.test"); err == nil || time.Since(start) != 600*time.Millisecond {
 			t.Errorf("%v after %v", err, time.Since(start))
 		}
-		z.wg.Wait()
+		z.wait()
 	})
 }
 
@@ -223,7 +229,7 @@ func TestResolverSharesQuestions(t *testing.T) {
 		if took := time.Since(start); took != 300*time.Millisecond {
 			t.Errorf("6 lookups, 2 at once, 100 ms each: %v", took)
 		}
-		z.wg.Wait()
+		z.wait()
 	})
 }
 
@@ -248,7 +254,7 @@ func TestResolverGivesUp(t *testing.T) {
 			}
 		})
 		wg.Wait()
-		z.wg.Wait()
+		z.wait()
 	})
 }
 
@@ -275,6 +281,6 @@ func TestResolverBounded(t *testing.T) {
 		if asked := z.queries.Load() - before; asked < 92 {
 			t.Errorf("remembers more than 8 of 100: asked only for %d", asked)
 		}
-		z.wg.Wait()
+		z.wait()
 	})
 }
