@@ -61,14 +61,15 @@ type Options struct {
 	ReceiveBuffer int
 	// SendFrames sends probes in Ethernet frames of the prober's own (packet sockets), where that can be done.
 	// This is faster by a fifth, over IPv6 by a third, but not what other programs of the host experience:
-	// packets pass by its firewall, its traffic accounting and IPsec, and do not see routing rules for marks, protocols and ports. A
+	// packets pass by its firewall, connection tracking, NAT and IPsec, and do not see routing rules for marks, protocols and ports.
+	// A firewall that lets in only what belongs to a tracked connection drops their answers. A
 	// change of a route or of a neighbour's Ethernet address is noticed after up to a second.
 	//
 	// Probes go through raw sockets as ever where frames cannot be had: without raw sockets, on systems other than
 	// Linux, to this host and to groups, through tunnels and what else is not Ethernet, longer than the MTU, with
 	// a mark, and while the neighbour's address is not known or has to be confirmed.
 	//
-	// It pays with many probes per target: each target costs a look-up per second that takes as long as a few probes.
+	// It pays with many probes per target: each target costs a look-up per second that takes as long as two probes.
 	SendFrames bool
 	// Loop lets a program that is driven by descriptors share the prober's thread. Linux only.
 	Loop *Loop

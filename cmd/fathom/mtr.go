@@ -41,7 +41,7 @@ type mtrOptions struct {
 	mpls           bool
 	report, wide   bool
 	json, csv      bool
-	unprivileged   bool
+	sockets        socketOptions
 }
 
 func newMtrCommand(a *app) *cobra.Command {
@@ -104,7 +104,7 @@ hops belong together. --classic lets them differ, as mtr's do.`,
 	f.Lookup("ipinfo").DefValue = "none"
 	f.StringVar(&o.asnFile, "asn-file", "", "take AS numbers and such from this `file` (.mmdb, or lines of prefix and number), not from the DNS")
 	f.BoolVarP(&o.mpls, "mpls", "e", false, "show MPLS labels")
-	f.BoolVar(&o.unprivileged, "unprivileged", false, "do without raw sockets, even if they are allowed")
+	o.sockets.register(cmd)
 	return cmd
 }
 
@@ -198,7 +198,7 @@ func (a *app) runMtr(cmd *cobra.Command, o *mtrOptions, host string) error {
 	if o.request.Target, err = a.target(ctx, host, o.version.number(), o.request.Interface); err != nil {
 		return probeHint(err)
 	}
-	p, err := a.newProber(probe.Options{Mode: proberMode(o.unprivileged)}, o.request.Mark)
+	p, err := a.newProber(o.sockets.options(), o.request.Mark)
 	if err != nil {
 		return probeHint(err)
 	}

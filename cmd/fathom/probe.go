@@ -34,15 +34,15 @@ const (
 )
 
 type probeOptions struct {
-	request      probe.Request
-	version      ipVersion
-	count        uint64
-	interval     time.Duration
-	rate         float64
-	window       int
-	unprivileged bool
-	quiet        bool
-	json         bool
+	request  probe.Request
+	version  ipVersion
+	count    uint64
+	interval time.Duration
+	rate     float64
+	window   int
+	sockets  socketOptions
+	quiet    bool
+	json     bool
 }
 
 func newProbeCommand(a *app) *cobra.Command {
@@ -93,7 +93,7 @@ The exit code is 0 if every host has answered, 1 if one has not.`,
 	f.Uint16Var(&o.request.LocalPort, "local-port", 0, "send from this `port` (udp)")
 	f.StringVarP(&o.request.Interface, "interface", "I", "", "send through the interface with this `name`")
 	f.Uint32Var(&o.request.Mark, "mark", 0, "routing `mark` of the packets (Linux)")
-	f.BoolVar(&o.unprivileged, "unprivileged", false, "do without raw sockets, even if they are allowed")
+	o.sockets.register(cmd)
 	f.BoolVarP(&o.quiet, "quiet", "q", false, "print the summaries only")
 	f.BoolVar(&o.json, "json", false, "print JSON Lines: a record for each probe and for each host")
 	return cmd
@@ -126,13 +126,15 @@ func (a *app) runProbe(cmd *cobra.Command, o *probeOptions, args []string) error
 		o.count = 0
 	}
 
-	p, err := a.newProber(probe.Options{MaxInFlight: o.window, Mode: proberMode(o.unprivileged)}, o.request.Mark)
+	options := o.sockets.options()
+	options.MaxInFlight = o.window
+	p, err := a.newProber(options, o.request.Mark)
 	if err != nil {
 		return probeHint(err)
 	}
 	defer p.Close()
 	features := p.Features()
-	a.log.Debug("prober", "mode", features.Mode, "missing", features.Missing)
+	a.log.Debug("prober", "mode", features.Mode, "frames", features.Frames, "missing", features.Missing)
 	hinted := make(map[string]bool)
 	problems := func(t *probeTarget) {
 		if t.err == nil {
@@ -195,14 +197,6 @@ func (a *app) runProbe(cmd *cobra.Command, o *probeOptions, args []string) error
 		return errQuiet
 	}
 	return nil
-}
-
-// proberMode is the mode for --unprivileged.
-func proberMode(unprivileged bool) probe.Mode {
-	if unprivileged {
-		return probe.Unprivileged
-	}
-	return probe.Auto
 }
 
 // targetSource turns arguments and lines into targets.

@@ -395,6 +395,42 @@ func TestEveryCommandOpensItsProberWithTheMark(t *testing.T) {
 	}
 }
 
+// Every command takes the options about sockets, and refuses those that would be ignored.
+func TestEveryCommandOpensItsProberWithTheSockets(t *testing.T) {
+	for _, command := range [][]string{{"probe"}, {"trace"}, {"mtr", "--report"}} {
+		for _, tt := range []struct {
+			args []string
+			env  map[string]string
+			want probe.Options
+			code int
+		}{
+			{nil, nil, probe.Options{}, exitFailed},
+			{[]string{"--send-eth"}, nil, probe.Options{SendFrames: true}, exitFailed},
+			{nil, map[string]string{"FATHOM_SEND_ETH": "true"}, probe.Options{SendFrames: true}, exitFailed},
+			{[]string{"--unprivileged"}, map[string]string{"FATHOM_SEND_ETH": "true"}, probe.Options{Mode: probe.Unprivileged}, exitFailed},
+			{[]string{"--unprivileged", "--send-eth"}, nil, probe.Options{}, exitUsage},
+			{[]string{"--mark=7", "--send-eth"}, nil, probe.Options{}, exitUsage},
+		} {
+			app := newTestApp(nil)
+			app.lookupEnv = func(name string) (string, bool) {
+				value, ok := tt.env[name]
+				return value, ok
+			}
+			var got probe.Options
+			app.newProber = func(o probe.Options, _ uint32) (prober, error) {
+				got = o
+				return nil, errors.New("not now")
+			}
+			args := slices.Concat(command, tt.args, []string{"10.0.0.1"})
+			code := app.fathom(t.Context(), args...)
+			got.MaxInFlight = 0
+			if code != tt.code || got != tt.want {
+				t.Errorf("%q, %v: exit code %d, options %+v; want %d, %+v", args, tt.env, code, got, tt.code, tt.want)
+			}
+		}
+	}
+}
+
 func TestProbeNoHostsOnStandardInput(t *testing.T) {
 	app := newTestApp(&fakeProber{rule: replyAfter(0)})
 	app.stdin = strings.NewReader("# nobody\n\n")

@@ -10,6 +10,8 @@ import (
 	"net/netip"
 	"strconv"
 
+	"github.com/spf13/cobra"
+
 	"github.com/seed5728abee/fathom/probe"
 )
 
@@ -44,6 +46,26 @@ func newRealProber(o probe.Options, mark uint32) (prober, error) {
 		return nil, err
 	}
 	return realProber{p}, nil
+}
+
+// socketOptions are the options about the sockets that probes go through.
+type socketOptions struct{ unprivileged, sendEth bool }
+
+func (o *socketOptions) register(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&o.unprivileged, "unprivileged", false, "do without raw sockets, even if they are allowed")
+	cmd.Flags().BoolVar(&o.sendEth, "send-eth", false, "send Ethernet frames, past the firewall: faster (Linux)")
+	// A frame takes raw sockets, for the answers, and cannot carry a mark.
+	cmd.MarkFlagsMutuallyExclusive("unprivileged", "send-eth")
+	cmd.MarkFlagsMutuallyExclusive("mark", "send-eth")
+}
+
+// options are those of a prober.
+func (o *socketOptions) options() probe.Options {
+	options := probe.Options{SendFrames: o.sendEth}
+	if o.unprivileged {
+		options.Mode = probe.Unprivileged
+	}
+	return options
 }
 
 func resolveHost(ctx context.Context, host string, version int) (netip.Addr, error) {

@@ -39,7 +39,7 @@ type traceOptions struct {
 	asn, country              string
 	graph                     string
 	via                       string
-	unprivileged              bool
+	sockets                   socketOptions
 	json                      bool
 }
 
@@ -116,7 +116,7 @@ The exit code is 0 if the host was reached, 1 if not.`,
 	f.StringVar(&o.country, "country", "", "show countries from this `file` (.mmdb, or lines of network,number,name,country)")
 	f.StringVar(&o.graph, "graph", "", "draw the paths into this `file` (.svg, .dot or .mmd)")
 	f.StringVar(&o.via, "via", traceVias, "send the probes `from` here (local)")
-	f.BoolVar(&o.unprivileged, "unprivileged", false, "do without raw sockets, even if they are allowed")
+	o.sockets.register(cmd)
 	f.BoolVar(&o.json, "json", false, "print one JSON document")
 	return cmd
 }
@@ -215,11 +215,7 @@ func (a *app) runTrace(ctx context.Context, o *traceOptions, host string) error 
 		return err
 	}
 	defer picture.close()
-	mode := probe.Auto
-	if o.unprivileged {
-		mode = probe.Unprivileged
-	}
-	p, err := a.newProber(probe.Options{Mode: mode}, o.request.Mark)
+	p, err := a.newProber(o.sockets.options(), o.request.Mark)
 	if err != nil {
 		return probeHint(err)
 	}
