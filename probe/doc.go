@@ -28,6 +28,8 @@
 //	ReplyTTL         all protocols                 ICMP; UDP when the service answers
 //	QuotedTTL, -TOS  all protocols                 –
 //
+// With [Options.SendFrames] the privileged mode sends Ethernet frames, faster and past the host's firewall.
+//
 // The table is Linux's. On other systems there is what package net offers: ICMP and UDP without kernel time stamps.
 //
 // # Where probes keep their numbers
