@@ -1,0 +1,277 @@
+// Copyright The Fathom Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"container/heap"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"golang.org/x/net/bpf"
+
+	"github.com/seed5728abee/fathom/internal/rawio"
+	"github.com/seed5728abee/fathom/probe/stateless"
+)
+
+// session is probes of one look, whose answers are recognised. It is the plane's.
+type session struct {
+	key    sessionKey
+	codec  *stateless.Codec
+	ports  rawio.PortRange
+	err    error // why it was refused; then there is no codec
+	orders int
+	until  int64 // mono, when nothing is recognised any more; 0 while it is open
+}
+
+// sessionKey names a session: controllers know nothing of each other's numbers.
+type sessionKey struct {
+	link *link
+	id   uint32
+}
+
+const (
+	// maxSessions is how many a controller may have.
+	maxSessions = 1 << 14
+	// maxLinger is how long late answers are recognised at most.
+	maxLinger = time.Minute
+	// reapEvery bounds how often all sessions are looked at for those that have listened long enough.
+	reapEvery = int64(50 * time.Millisecond)
+)
+
+var errSessions = errors.New("too many sessions are open")
+
+// openSession begins a session, or keeps the reason why not for its orders. One of the same name, from before a
+// connection was lost, goes on if it is the same, and makes room otherwise.
+func (p *plane) openSession(l *link, id uint32, conf stateless.Config, err error) {
+	key := sessionKey{l, id}
+	var codec *stateless.Codec
+	if err == nil {
+		codec, err = stateless.New(conf)
+	}
+	if old := p.sessions[key]; old != nil {
+		if err == nil && old.codec != nil && old.until == 0 && old.codec.Config() == codec.Config() {
+			return
+		}
+		p.endSession(old)
+	} else if l.sessions >= maxSessions {
+		l.log.Warn("controller opens too many sessions", "limit", maxSessions)
+		return
+	}
+	s := &session{key: key, codec: codec, err: err}
+	if err == nil {
+		if s.err = p.claim(s); s.err == nil {
+			c := codec.Config()
+			s.ports = rawio.PortRange{Lo: c.FirstPort, Hi: c.FirstPort + c.Ports - 1}
+			p.byCodec[codec] = s
+		} else {
+			s.codec = nil
+		}
+	}
+	p.sessions[key] = s
+	l.sessions++
+	if s.err != nil {
+		l.log.Warn("session refused", "session", id, "err", s.err)
+		return
+	}
+	p.widen(s)
+}
+
+// claim takes a session's ports. Those of a session of the same controller that is only listening for late
+// answers give way: it knows what it does.
+func (p *plane) claim(s *session) error {
+	err := p.table.Add(s.codec)
+	if !errors.Is(err, stateless.ErrPortsTaken) {
+		return err
+	}
+	c := s.codec.Config()
+	lo, hi := c.FirstPort, c.FirstPort+c.Ports-1
+	freed := false
+	for _, old := range p.sessions {
+		if old.key.link == s.key.link && old.until != 0 && old.ports.Lo <= hi && lo <= old.ports.Hi {
+			p.endSession(old)
+			freed = true
+		}
+	}
+	if freed {
+		err = p.table.Add(s.codec)
+	}
+	if err != nil {
+		return fmt.Errorf("ports %d to %d: %w", lo, hi, err)
+	}
+	return nil
+}
+
+// closeSession lets a session listen for late answers, and ends its orders.
+func (p *plane) closeSession(l *link, id uint32, linger time.Duration) {
+	s := p.sessions[sessionKey{l, id}]
+	if s == nil || s.until != 0 {
+		return
+	}
+	p.dropOrders(s)
+	if s.codec == nil || linger <= 0 {
+		p.endSession(s)
+		return
+	}
+	s.until = p.now + int64(min(linger, maxLinger))
+	p.lingering++
+	p.reap = min(p.reap, max(s.until, p.now+reapEvery))
+}
+
+// endSession forgets a session.
+func (p *plane) endSession(s *session) {
+	p.dropOrders(s)
+	if s.codec != nil {
+		p.table.Remove(s.codec)
+		delete(p.byCodec, s.codec)
+	}
+	if s.until != 0 {
+		p.lingering--
+	}
+	delete(p.sessions, s.key)
+	s.key.link.sessions--
+	p.narrower = true
+}
+
+// keepSessions ends all sessions of a controller but those listed: it has forgotten them.
+func (p *plane) keepSessions(l *link, ids []uint32) {
+	listed := make(map[uint32]bool, len(ids))
+	for _, id := range ids {
+		listed[id] = true
+	}
+	for key, s := range p.sessions {
+		if key.link == l && !listed[key.id] && s.until == 0 {
+			p.endSession(s)
+		}
+	}
+}
+
+// openSessions lists those of a controller.
+func (p *plane) openSessions(l *link) []uint32 {
+	var ids []uint32
+	for key, s := range p.sessions {
+		if key.link == l && s.codec != nil && s.until == 0 {
+			ids = append(ids, key.id)
+		}
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// expire ends sessions that have listened long enough.
+func (p *plane) expire() {
+	if p.lingering == 0 || p.now < p.reap {
+		return
+	}
+	p.reap = forever
+	for _, s := range p.sessions {
+		switch {
+		case s.until == 0:
+		case s.until <= p.now:
+			p.endSession(s)
+		default:
+			p.reap = min(p.reap, max(s.until, p.now+reapEvery))
+		}
+	}
+}
+
+// dropOrders ends the orders of a session.
+func (p *plane) dropOrders(s *session) {
+	if s.orders == 0 {
+		return
+	}
+	var ended []*order
+	drop := func(o *order) bool {
+		if o.session != s {
+			return false
+		}
+		ended = append(ended, o)
+		return true
+	}
+	p.express.ring = slices.DeleteFunc(p.express.ring, drop)
+	p.paced = slices.DeleteFunc(p.paced, drop)
+	heap.Init(&p.paced)
+	for _, o := range ended {
+		o.fail(errClosed)
+		o.n = o.next
+		p.settle(o)
+	}
+}
+
+// The kernel's filter passes the ports of the sessions, widened to blocks so that it need not be replaced for each
+// session: that costs as much as a hundred probes. It becomes narrower again every now and then.
+const (
+	filterBlock = 256
+	narrowEvery = int64(10 * time.Second)
+)
+
+func widened(r rawio.PortRange) rawio.PortRange {
+	return rawio.PortRange{Lo: r.Lo &^ (filterBlock - 1), Hi: r.Hi | (filterBlock - 1)}
+}
+
+// concerns tells whether answers to a session come by a socket.
+func (rx *receiver) concerns(s *session) bool {
+	if rx.icmp {
+		return true
+	}
+	return s.codec.Protocol(rx.version) == rx.proto
+}
+
+// widen makes answers to a session pass the filters.
+func (p *plane) widen(s *session) {
+	r := widened(s.ports)
+	for i := range p.receivers {
+		rx := &p.receivers[i]
+		if rx.conn == nil || !rx.concerns(s) {
+			continue
+		}
+		if slices.ContainsFunc(rx.ranges, func(have rawio.PortRange) bool { return have.Lo <= r.Lo && r.Hi <= have.Hi }) {
+			continue
+		}
+		rx.ranges = append(rx.ranges, r)
+		p.setFilter(rx)
+	}
+}
+
+// narrow makes the filters pass no more than they must.
+func (p *plane) narrow() {
+	if !p.narrower || p.now < p.narrowed+narrowEvery {
+		return
+	}
+	p.narrower, p.narrowed = false, p.now
+	for i := range p.receivers {
+		rx := &p.receivers[i]
+		if rx.conn == nil {
+			continue
+		}
+		var ranges []rawio.PortRange
+		for _, s := range p.sessions {
+			if s.codec != nil && rx.concerns(s) {
+				if r := widened(s.ports); !slices.Contains(ranges, r) {
+					ranges = append(ranges, r)
+				}
+			}
+		}
+		if len(ranges) != len(rx.ranges) {
+			rx.ranges = ranges
+			p.setFilter(rx)
+		}
+	}
+}
+
+func (p *plane) setFilter(rx *receiver) {
+	var f []bpf.RawInstruction
+	if rx.icmp && rx.version == 4 && p.forwarding > 0 {
+		f = rawio.FilterICMP4(1, 0) // all errors, and no echo replies but those of sessions
+		if len(rx.ranges) > 0 {
+			f = rawio.FilterICMP4(0, 65535)
+		}
+	} else {
+		f = rx.filter(rx.ranges)
+	}
+	if err := rx.conn.SetFilter(f); err != nil {
+		p.log.Error("cannot set a filter: too much or too little is received", "err", err)
+	}
+}

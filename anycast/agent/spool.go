@@ -1,0 +1,209 @@
+// Copyright The Fathom Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"sync"
+
+	"github.com/seed5728abee/fathom/anycast/measurepb"
+)
+
+// spool keeps what a controller has not acknowledged yet: answers, and reports on orders. The plane adds, the
+// link's writer takes, in the order of sequence numbers. A new connection starts with the oldest that is left.
+//
+//	items  [ on their way | sealed, not sent ]  open: the answers that still come together
+//
+// It is bounded: answers that find it full are dropped, before they have a number. Reports are kept, since a controller
+// waits for each of them; their number is bounded by that of the orders, which come by a connection.
+type spool struct {
+	ready chan struct{} // capacity 1: there is something to take
+
+	mu                 sync.Mutex // guards what follows
+	limit              int        // bytes
+	items              []item
+	taken              int    // of items, on this connection
+	busy               bool   // the writer is at the last of them
+	sent, acknowledged uint64 // the highest number that was given to a writer, and that came back
+	size               int    // bytes of items and open
+	open               *measurepb.Answers
+	seq                uint64 // the last one given out
+	away               bool   // drop answers
+	dropped            uint64
+	spare              []*measurepb.Answers
+}
+
+// item is something that has a sequence number.
+type item struct {
+	seq     uint64
+	answers *measurepb.Answers // or
+	report  *report
+	size    int
+}
+
+const (
+	// sealBytes and sealPackets bound the answers in one message: some hundred microseconds of a flood.
+	sealBytes   = 60 << 10
+	sealPackets = 1024
+	// itemOverhead is what an item takes beside its content, in bytes.
+	itemOverhead = 256
+	// perAnswer is what an answer takes beside its packet, in bytes.
+	perAnswer = 8 + 4
+	// maxReports is how many bytes of reports there may be above the limit: those of all orders that a controller may have here.
+	maxReports = 8 << 20
+	// maxSpare is how many message buffers are kept for use again: what the writer and a quick controller hold.
+	maxSpare = 16
+)
+
+func newSpool(limit int) *spool {
+	return &spool{ready: make(chan struct{}, 1), limit: limit}
+}
+
+// add keeps an answer. It does not wake the writer: see notify.
+func (s *spool) add(time int64, pkt []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.away || s.size+len(pkt)+perAnswer+itemOverhead > s.limit {
+		s.dropped++
+		return
+	}
+	a := s.open
+	if a == nil {
+		if n := len(s.spare); n > 0 {
+			a, s.spare = s.spare[n-1], s.spare[:n-1]
+		} else {
+			a = new(measurepb.Answers)
+		}
+		s.open = a
+		s.size += itemOverhead
+	}
+	a.Times = append(a.Times, time)
+	a.Lengths = append(a.Lengths, uint32(len(pkt)))
+	a.Packets = append(a.Packets, pkt...)
+	s.size += len(pkt) + perAnswer
+	if len(a.Packets) >= sealBytes || len(a.Times) >= sealPackets {
+		s.sealLocked()
+	}
+}
+
+// sealLocked gives the open answers a number.
+func (s *spool) sealLocked() {
+	if s.open == nil {
+		return
+	}
+	s.seq++
+	s.open.Seq = s.seq
+	size := len(s.open.Packets) + len(s.open.Times)*perAnswer + itemOverhead
+	s.items = append(s.items, item{seq: s.seq, answers: s.open, size: size})
+	s.open = nil
+}
+
+// report keeps a report and wakes the writer.
+func (s *spool) report(r *report) {
+	s.mu.Lock()
+	s.sealLocked()
+	s.seq++
+	size := itemOverhead + 8*len(r.times)
+	s.items = append(s.items, item{seq: s.seq, report: r, size: size})
+	s.size += size
+	s.mu.Unlock()
+	s.notify()
+}
+
+// notify wakes the writer.
+func (s *spool) notify() {
+	select {
+	case s.ready <- struct{}{}:
+	default:
+	}
+}
+
+// next is what to send next; false if there is nothing. To call it again is to be done with what it gave before.
+func (s *spool) next() (item, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.busy = false
+	s.forgetLocked()
+	if s.taken == len(s.items) {
+		s.sealLocked()
+	}
+	if s.taken == len(s.items) {
+		return item{}, false
+	}
+	s.taken++
+	s.busy = true
+	s.sent = max(s.sent, s.items[s.taken-1].seq)
+	return s.items[s.taken-1], true
+}
+
+// acknowledge forgets everything up to a number, as far as it was sent: a controller that claims more is wrong, and gets the rest.
+func (s *spool) acknowledge(seq uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.acknowledged = max(s.acknowledged, min(seq, s.sent))
+	s.forgetLocked()
+}
+
+// forgetLocked drops what is acknowledged, but not from under the writer's hands.
+func (s *spool) forgetLocked() {
+	sent := s.taken
+	if s.busy {
+		sent--
+	}
+	n := 0
+	for n < sent && s.items[n].seq <= s.acknowledged {
+		s.size -= s.items[n].size
+		if a := s.items[n].answers; a != nil && len(s.spare) < maxSpare {
+			a.Times, a.Lengths, a.Packets = a.Times[:0], a.Lengths[:0], a.Packets[:0]
+			s.spare = append(s.spare, a)
+		}
+		s.items[n] = item{}
+		n++
+	}
+	s.items = s.items[n:]
+	s.taken -= n
+}
+
+// restart makes a new connection begin with the oldest item that the controller has not. The last connection's writer
+// must have ended.
+func (s *spool) restart(acknowledged uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.busy = false
+	s.acknowledged = max(s.acknowledged, min(acknowledged, s.sent))
+	for s.taken = 0; s.taken < len(s.items) && s.items[s.taken].seq <= s.acknowledged; s.taken++ {
+	}
+	s.forgetLocked()
+	s.taken = 0
+	select {
+	case s.ready <- struct{}{}:
+	default:
+	}
+}
+
+// reset forgets everything: the controller is another one.
+func (s *spool) reset() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.items, s.taken, s.busy, s.size, s.open = nil, 0, false, 0, nil
+}
+
+// overfull tells that a controller asks for reports without ever acknowledging them.
+func (s *spool) overfull() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.size > 2*s.limit+maxReports
+}
+
+// setAway makes it drop answers, or keep them.
+func (s *spool) setAway(away bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.away = away
+}
+
+func (s *spool) stats() (size int, dropped uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.size, s.dropped
+}
