@@ -5,6 +5,7 @@ package rawio
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -207,75 +208,97 @@ func TestJoinRanges(t *testing.T) {
 	}
 }
 
-// accepts4 says in plain Go what FilterAnswersICMP4 is to accept of a whole packet without fragments.
-func accepts4(in []byte, ranges []PortRange) bool {
-	if len(in) < 1 {
-		return false
-	}
-	at := func(i int) int {
-		if i < len(in) {
-			return int(in[i])
-		}
+// A message is read by the plain predicates below, which refuse what ends too early, as the programs do.
+type message struct {
+	data   []byte
+	ranges []PortRange
+}
+
+// at gives a byte, -1 behind the end.
+func (m message) at(i int) int {
+	if i >= len(m.data) {
 		return -1
 	}
-	word := func(i int) (uint16, bool) {
-		if i+1 < len(in) {
-			return uint16(in[i])<<8 | uint16(in[i+1]), true
-		}
-		return 0, false
-	}
-	contained := func(i int) bool {
-		n, ok := word(i)
-		return ok && slices.ContainsFunc(ranges, func(r PortRange) bool { return r.Lo <= n && n <= r.Hi })
-	}
-	if f, ok := word(6); !ok || f&0x1fff != 0 {
+	return int(m.data[i])
+}
+
+// wordIn tells whether the two bytes at i are in one of the ranges.
+func (m message) wordIn(i int) bool {
+	if i+1 >= len(m.data) {
 		return false
 	}
-	m := int(in[0]&15) * 4
-	switch at(m) {
+	n := binary.BigEndian.Uint16(m.data[i:])
+	return slices.ContainsFunc(m.ranges, func(r PortRange) bool { return r.Lo <= n && n <= r.Hi })
+}
+
+// unfragmented tells that the IPv4 header at i is there as far as its fragment offset, which is 0.
+func (m message) unfragmented(i int) bool {
+	return i+7 < len(m.data) && m.data[i+6]&0x1f == 0 && m.data[i+7] == 0
+}
+
+// accepts4 says in plain Go what FilterAnswersICMP4 is to accept.
+func (m message) accepts4() bool {
+	if !m.unfragmented(0) {
+		return false
+	}
+	icmp := m.at(0) & 15 * 4
+	switch m.at(icmp) {
 	case 0:
-		return contained(m + 4)
+		return m.wordIn(icmp + 4)
 	case 3, 11, 12:
-		if f, ok := word(m + 8 + 6); !ok || f&0x1fff != 0 {
+		quote := icmp + 8
+		if !m.unfragmented(quote) {
 			return false
 		}
-		h := m + 8 + at(m+8)&15*4
-		switch at(m + 8 + 9) {
+		inner := quote + m.at(quote)&15*4
+		switch m.at(quote + 9) {
 		case 6, 17:
-			return contained(h)
+			return m.wordIn(inner)
 		case 1:
-			return at(h) == 8 && contained(h+4)
+			return m.at(inner) == 8 && m.wordIn(inner+4)
 		}
 	}
 	return false
 }
 
-// TestFilterAnswersRandom compares the program with plain Go, on packets that are right but for a few bytes.
+// accepts6 says in plain Go what FilterAnswersICMP6 is to accept.
+func (m message) accepts6() bool {
+	switch m.at(0) {
+	case 129:
+		return m.wordIn(4)
+	case 1, 2, 3, 4:
+		switch m.at(14) {
+		case 0, 43, 44, 51, 60:
+			return len(m.ranges) > 0
+		case 6, 17:
+			return m.wordIn(48)
+		case 58:
+			return m.at(48) == 128 && m.wordIn(52)
+		}
+	}
+	return false
+}
+
+// TestFilterAnswersRandom compares the programs with plain Go, on packets that are right but for a few bytes.
 func TestFilterAnswersRandom(t *testing.T) {
 	seed := rand.Uint64()
 	r := rand.New(rand.NewPCG(seed, 1))
-	accepted, refused := 0, 0
-	for range 200 {
-		var ranges []PortRange
-		for range r.IntN(maxPortRanges + 1) { // joining would accept more than was asked for
-			lo := uint16(r.IntN(1 << 16))
-			ranges = append(ranges, PortRange{lo, lo + uint16(r.IntN(2000))})
-		}
-		ins, _ := bpf.Disassemble(FilterAnswersICMP4(ranges))
+	compare := func(ranges []PortRange, filter func([]PortRange) []bpf.RawInstruction, plain func(message) bool, carry func(s sent) []byte) (accepted, refused int) {
+		ins, _ := bpf.Disassemble(filter(ranges))
 		vm, err := bpf.NewVM(ins)
 		if err != nil {
 			t.Fatalf("seed %d: %v", seed, err)
 		}
 		for range 200 {
 			s := sent{
-				proto:   []packet.Protocol{1, 6, 17, 132}[r.IntN(4)],
+				proto:   []packet.Protocol{1, 6, 17, 58, 132}[r.IntN(5)],
 				number:  uint16(r.IntN(1 << 16)),
 				options: r.IntN(11) * 4,
 			}
 			if len(ranges) > 0 && r.IntN(2) == 0 {
 				s.number = ranges[r.IntN(len(ranges))].Lo + uint16(r.IntN(3)) - 1
 			}
-			in := error4(t, []uint8{0, 3, 5, 8, 11, 12}[r.IntN(6)], r.IntN(11)*4, s)
+			in := carry(s)
 			for range r.IntN(3) {
 				in[r.IntN(len(in))] = byte(r.IntN(256))
 			}
@@ -284,7 +307,7 @@ func TestFilterAnswersRandom(t *testing.T) {
 			if err != nil {
 				t.Fatalf("seed %d: %v", seed, err)
 			}
-			want := accepts4(in, ranges)
+			want := plain(message{in, ranges})
 			if (n != 0) != want {
 				t.Fatalf("seed %d: filter for %v says %v about %x", seed, ranges, n != 0, in)
 			}
@@ -294,8 +317,32 @@ func TestFilterAnswersRandom(t *testing.T) {
 				refused++
 			}
 		}
+		return accepted, refused
 	}
-	if accepted < 1000 || refused < 1000 {
+	var accepted, refused [2]int
+	for range 200 {
+		var ranges []PortRange
+		for range r.IntN(maxPortRanges + 1) { // joining would accept more than was asked for
+			lo := uint16(r.IntN(1 << 16))
+			ranges = append(ranges, PortRange{lo, lo | uint16(r.IntN(2000))})
+		}
+		yes, no := compare(ranges, FilterAnswersICMP4, message.accepts4, func(s sent) []byte {
+			return error4(t, []uint8{0, 3, 5, 8, 11, 12}[r.IntN(6)], r.IntN(11)*4, s)
+		})
+		accepted[0], refused[0] = accepted[0]+yes, refused[0]+no
+		yes, no = compare(ranges, FilterAnswersICMP6, message.accepts6, func(s sent) []byte {
+			if r.IntN(4) == 0 {
+				s.header = packet.ProtocolHopByHop
+			}
+			m := error6(t, uint8(r.IntN(6)), s)
+			if r.IntN(5) == 0 {
+				m = append(echo(129, s.number), 0, 0)
+			}
+			return m
+		})
+		accepted[1], refused[1] = accepted[1]+yes, refused[1]+no
+	}
+	if min(accepted[0], accepted[1], refused[0], refused[1]) < 1000 {
 		t.Errorf("seed %d: %d accepted and %d refused compare too little", seed, accepted, refused)
 	}
 }
@@ -326,20 +373,27 @@ func TestFilterAnswersMany(t *testing.T) {
 func FuzzFilterAnswers(f *testing.F) {
 	f.Add(error4(f, 11, 4, sent{proto: packet.ProtocolUDP, number: 2000}))
 	f.Add(error4(f, 3, 0, sent{proto: packet.ProtocolICMP, number: 2000, options: 8}))
+	f.Add(error6(f, 3, sent{proto: packet.ProtocolICMPv6, number: 2000}))
 	f.Add(bytes.Repeat([]byte{0x4f}, 200))
 	ranges := []PortRange{{100, 300}, {1999, 2001}}
-	ins, _ := bpf.Disassemble(FilterAnswersICMP4(ranges))
-	vm, err := bpf.NewVM(ins)
-	if err != nil {
-		f.Fatal(err)
+	var vms [2]*bpf.VM
+	for i, prog := range [][]bpf.RawInstruction{FilterAnswersICMP4(ranges), FilterAnswersICMP6(ranges)} {
+		ins, _ := bpf.Disassemble(prog)
+		var err error
+		if vms[i], err = bpf.NewVM(ins); err != nil {
+			f.Fatal(err)
+		}
 	}
 	f.Fuzz(func(t *testing.T, in []byte) {
-		n, err := vm.Run(in)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if want := accepts4(in, ranges); (n != 0) != want {
-			t.Errorf("filter says %v about %x", n != 0, in)
+		m := message{in, ranges}
+		for i, want := range []bool{m.accepts4(), m.accepts6()} {
+			n, err := vms[i].Run(in)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if (n != 0) != want {
+				t.Errorf("version %d: filter says %v about %x", 4+2*i, n != 0, in)
+			}
 		}
 	})
 }
