@@ -289,8 +289,9 @@ func (c *Codec) transportLen(dst netip.Addr) int {
 		return synLen
 	case DNS, CHAOS:
 		return packet.UDPHeaderLen + len(c.query)
+	default: // ICMP's header is as long as UDP's
+		return max(c.cfg.Size-header, packet.UDPHeaderLen+dstOffset+addr+len(c.cfg.Note))
 	}
-	return max(c.cfg.Size-header, packet.UDPHeaderLen+dstOffset+addr+len(c.cfg.Note)) // ICMP's header is as long
 }
 
 // appendEcho appends an echo request whose checksum belongs to its flow.

@@ -7,7 +7,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/hex"
-	"net/netip"
 	"strings"
 
 	"golang.org/x/net/dns/dnsmessage"
@@ -257,9 +256,4 @@ func (c *Codec) quotedLabel(msg []byte) (l label, ok bool) {
 		return l, false
 	}
 	return parseLabel(msg[labelOffset : labelOffset+labelLen])
-}
-
-// replyTo is the identity of the probe that a datagram or segment to port answers, without its number.
-func replyTo(src, dst netip.Addr, port uint16) identity {
-	return identity{src: bare(dst), dst: bare(src), port: port}
 }

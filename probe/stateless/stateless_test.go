@@ -35,6 +35,7 @@ func testConfig(kind Kind) Config {
 		cfg.Note = "https://example.com/probes"
 	case DNS:
 		cfg.Name = "example.com"
+	case TCP, CHAOS: // nothing to say
 	}
 	return cfg
 }

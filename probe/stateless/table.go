@@ -278,8 +278,9 @@ func (c *Codec) quotedNumber(q *packet.Quote, port uint16) uint16 {
 		return uint16(q.TCPSeq() >> 16)
 	case CHAOS:
 		return port - c.cfg.FirstPort
+	default:
+		return checksumNumber(q.UDPChecksum())
 	}
-	return checksumNumber(q.UDPChecksum())
 }
 
 // verdict is what a quoted payload says about the long check.
@@ -316,16 +317,17 @@ func (c *Codec) quotedPayload(b []byte, id *identity, proof *proof, a *Answer) v
 			return wrong
 		}
 		return right
+	default:
+		p, ok := parsePayload(b, id.dst)
+		switch {
+		case !ok:
+			return absent
+		case p.number != id.number || p.dst != id.dst || c.long(proof, p.time) != p.long:
+			return wrong
+		}
+		a.Sent = p.time
+		return right
 	}
-	p, ok := parsePayload(b, id.dst)
-	switch {
-	case !ok:
-		return absent
-	case p.number != id.number || p.dst != id.dst || c.long(proof, p.time) != p.long:
-		return wrong
-	}
-	a.Sent = p.time
-	return right
 }
 
 func allZero(b []byte) bool {
@@ -401,6 +403,11 @@ func (t *Table) echoReply(in *arrival, m packet.ICMP, a *Answer) (*Codec, error)
 	}
 	a.Flow = m.ID() - c.cfg.FirstPort
 	return c, nil
+}
+
+// replyTo is the identity of the probe that a datagram or segment to port answers, without its number.
+func replyTo(src, dst netip.Addr, port uint16) identity {
+	return identity{src: bare(dst), dst: bare(src), port: port}
 }
 
 // datagram recognises answers by UDP. To a UDP probe that is only its own payload: what else a port may send
