@@ -43,8 +43,8 @@
 //	ip daddr 192.0.2.1 udp dport 10000-20000 accept
 //	ip daddr 192.0.2.1 tcp dport 10000-20000 tcp flags & (syn | rst) != 0 accept
 //
-// The host's own kernel answers a SYN-ACK that it did not ask for with a reset, which is harmless, and nothing answers on the
-// ports of UDP probes either; drop these packets after the agent has seen them, if they are unwanted.
+// The host's own kernel does not know of these probes either: it answers a SYN-ACK with a reset, and a DNS response with
+// a port unreachable. That is harmless, and the agent has seen the packet by then.
 //
 // # Voltadomar
 //
