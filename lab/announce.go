@@ -38,6 +38,17 @@ func (n *planNode) holds(to netip.Prefix) bool {
 	return slices.ContainsFunc(n.loopback, func(a netip.Prefix) bool { return a.Masked() == to })
 }
 
+// prefixes are those on the node's loopback interface, masked, each once.
+func (n *planNode) prefixes() []netip.Prefix {
+	var out []netip.Prefix
+	for _, a := range n.loopback {
+		if a = a.Masked(); !slices.Contains(out, a) {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
 // addAnnouncements checks what nodes say of prefixes against what they hold.
 func (p *plan) addAnnouncements() error {
 	for _, n := range p.nodes {
@@ -64,7 +75,7 @@ func (o *AnnounceOptions) changed(old announcements, n *planNode, withdraw bool)
 	}
 	prefixes := o.Prefixes
 	if len(prefixes) == 0 {
-		prefixes = n.loopback
+		prefixes = n.prefixes()
 	}
 	if len(prefixes) == 0 {
 		return nil, fmt.Errorf("%s has no addresses to announce: %w", n.name, ErrNotHeld)
@@ -195,7 +206,7 @@ func (n *planNode) next(routes []planRoute, to netip.Addr) []*planNode {
 	}
 	best := planRoute{}
 	for _, r := range routes {
-		if r.to.Contains(to) && (!best.to.IsValid() || r.to.Bits() > best.to.Bits()) {
+		if r.hops == [2]int{} && r.to.Contains(to) && (!best.to.IsValid() || r.to.Bits() > best.to.Bits()) {
 			best = r
 		}
 	}

@@ -105,8 +105,8 @@ func (l *Lab) change(ctx context.Context, n *planNode, o *AnnounceOptions, withd
 		return l.converge(ctx, announced, l.plan.hops(n), o.Stagger)
 	}
 	var errs []error
-	for _, a := range n.loopback {
-		k := holding{n, a.Masked()}
+	for _, prefix := range n.prefixes() {
+		k := holding{n, prefix}
 		step := maps.Clone(l.announced)
 		delete(step, k)
 		if to, ok := announced[k]; ok {
@@ -166,13 +166,13 @@ func (l *Lab) converge(ctx context.Context, announced announcements, rank []int,
 }
 
 func (r planRoute) equal(s planRoute) bool {
-	return r.to == s.to && r.reject == s.reject && slices.Equal(r.via, s.via)
+	return r.to == s.to && r.reject == s.reject && r.hops == s.hops && slices.Equal(r.via, s.via)
 }
 
 // setRoutes makes a node's routes those of another list: each that stays or changes is there all the time.
 func (l *Lab) setRoutes(h *Host, old, routes []planRoute) error {
 	if r := l.routers[h.plan.index]; r != nil {
-		return r.dataplane.SetRoutes(routerRoutes(h.plan, routes))
+		return r.dataplane.SetRoutes(routerRoutes(h.plan, routes, 0))
 	}
 	had := map[netip.Prefix]planRoute{}
 	for _, r := range old {

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -203,11 +204,20 @@ func TestRoutesChangeWithoutGap(t *testing.T) {
 				site(t, l.Host("far"), to)
 				callers = append(callers, caller(t, l.Host("client"), to))
 			}
-			done := make(chan error)
+			done := make(chan error, 1)
+			var asked atomic.Int64
+			await := func() { // some questions more, so that each state has been seen
+				for until := asked.Load() + 4; asked.Load() < until && t.Context().Err() == nil; {
+					time.Sleep(100 * time.Microsecond)
+				}
+			}
 			go func() {
 				var err error
 				for range 20 {
-					err = errors.Join(err, l.Withdraw(t.Context(), "near", AnnounceOptions{}), l.Announce(t.Context(), "near", AnnounceOptions{}))
+					err = errors.Join(err, l.Withdraw(t.Context(), "near", AnnounceOptions{}))
+					await()
+					err = errors.Join(err, l.Announce(t.Context(), "near", AnnounceOptions{}))
+					await()
 				}
 				done <- err
 			}()
@@ -227,6 +237,7 @@ func TestRoutesChangeWithoutGap(t *testing.T) {
 						t.Fatalf("%s after %v: %v", anycast[v], count, err)
 					}
 					count[who]++
+					asked.Add(1)
 				}
 			}
 			if count["near"] == 0 || count["far"] == 0 {

@@ -188,12 +188,15 @@ func (l *Lab) Router(name string) (*Router, error) {
 func routerConfig(t *Topology, n *planNode) dataplane.RouterConfig {
 	c := dataplane.RouterConfig{Name: n.name}
 	for _, a := range n.loopback {
-		c.Addrs = append(c.Addrs, a.Addr())
+		if !n.ofHop(a) {
+			c.Addrs = append(c.Addrs, a.Addr())
+		}
 	}
 	for _, f := range n.ifaces {
 		c.Ports = append(c.Ports, dataplane.PortConfig{MAC: f.mac, MTU: f.mtu, Addrs: f.addrs, Neighbours: f.neighbours()})
 	}
-	c.Routes = routerRoutes(n, n.routes)
+	c.Routes = routerRoutes(n, n.routes, 0)
+	c.Hops = routerHops(n)
 	if n.kind == KindRouter {
 		c.Behaviour = t.Routers[n.name].Behaviour
 		return c
@@ -217,10 +220,29 @@ func routerConfig(t *Topology, n *planNode) dataplane.RouterConfig {
 	return c
 }
 
-// routerRoutes says routes of a node in the words of the data plane.
-func routerRoutes(n *planNode, routes []planRoute) []dataplane.Route {
+// routerHops says what routers a node stands for, if there are several.
+func routerHops(n *planNode) []dataplane.HopConfig {
+	if n.hops == 1 {
+		return nil
+	}
+	hops := make([]dataplane.HopConfig, n.hops)
+	for i := range hops {
+		for _, a := range n.hopAddresses(i) {
+			hops[i].Addrs = append(hops[i].Addrs, a.Addr())
+		}
+		hops[i].Routes = routerRoutes(n, n.routes, i+1)
+	}
+	return hops
+}
+
+// routerRoutes says routes in the words of the data plane: those of a hop of the node, counted from 1, or with 0
+// those of the node as a whole.
+func routerRoutes(n *planNode, routes []planRoute, hop int) []dataplane.Route {
 	var out []dataplane.Route
 	for _, r := range routes {
+		if r.hops[0] > hop || r.hops[1] < hop {
+			continue
+		}
 		route := dataplane.Route{Prefix: r.to, Reject: rejects[r.reject]}
 		for _, hop := range r.via {
 			route.NextHops = append(route.NextHops, dataplane.NextHop{Port: slices.Index(n.ifaces, hop.iface), Gateway: hop.gateway})

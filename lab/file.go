@@ -201,6 +201,7 @@ type fileRouter struct {
 	Addresses  []prefixText   `toml:"addresses"`
 	Announce   []fileAnnounce `toml:"announce"`
 	Routes     []fileRoute    `toml:"routes"`
+	Hops       int            `toml:"hops"`
 	Adjustable bool           `toml:"adjustable"`
 	fileBehaviour
 }
@@ -251,6 +252,7 @@ type fileRoute struct {
 	To     string `toml:"to"`
 	Via    any    `toml:"via"` // a name, or several
 	Reject string `toml:"reject"`
+	Hops   []int  `toml:"hops"`
 }
 
 func (f *file) topology() (*Topology, error) {
@@ -274,7 +276,7 @@ func (f *file) topology() (*Topology, error) {
 			return nil, fmt.Errorf("%w: router %s: %w", ErrTopology, name, err)
 		}
 		t.Routers[name] = RouterConfig{
-			Addresses: prefixes(r.Addresses), Announce: announceConfigs(r.Announce), Routes: routes,
+			Addresses: prefixes(r.Addresses), Announce: announceConfigs(r.Announce), Routes: routes, Hops: r.Hops,
 			// The kernel balances by flow too, but sees no flows in ICMP: who asks gets the real thing.
 			Adjustable: r.Adjustable || r.Balance != nil, Behaviour: r.behaviour(),
 		}
@@ -393,6 +395,13 @@ func routeConfigs(in []fileRoute) ([]RouteConfig, error) {
 	var out []RouteConfig
 	for _, r := range in {
 		c := RouteConfig{At: r.At, To: r.To, Reject: r.Reject}
+		switch len(r.Hops) {
+		case 0:
+		case 2:
+			c.Hops = [2]int(r.Hops)
+		default:
+			return nil, fmt.Errorf("route to %q: hops must be two numbers, the first and the last", r.To)
+		}
 		switch via := r.Via.(type) {
 		case nil:
 		case string:

@@ -85,6 +85,7 @@ func (p *plan) nodeLabel(n *planNode) []string {
 		add(a.Withdrawn, "%s withdrawn", prefixString(a.Prefix))
 		add(!a.Withdrawn && a.Cost != 0, "%s at cost %d", prefixString(a.Prefix), a.Cost)
 	}
+	add(n.hops > 1, "%d hops", n.hops)
 	add(b.Silent, "silent")
 	add(b.SilentPing, "no echo")
 	add(b.ICMPRate != 0, "%g ICMP/s", b.ICMPRate)

@@ -6,6 +6,7 @@ package lab
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
@@ -286,8 +287,9 @@ func (h *Host) configure() error {
 // ipv6Wait bounds how long a new interface may take to speak IPv6. It is done within a second.
 const ipv6Wait = 5 * time.Second
 
-// awaitIPv6 waits until the node hears neighbour solicitations on all its interfaces. The kernel
-// joins the multicast groups when it notices that the link is up, which it looks for in its own time.
+// awaitIPv6 waits until the node hears neighbour solicitations on all its interfaces, and takes what is sent to its
+// addresses. The kernel joins the multicast groups when it notices that the link is up, and makes the route of an
+// address when it is done with duplicate address detection, off as that is: both in its own time.
 func (h *Host) awaitIPv6(ctx context.Context) error {
 	if h.plan.user || h.plan.kind == KindBridge {
 		return nil
@@ -306,11 +308,16 @@ func (h *Host) awaitIPv6(ctx context.Context) error {
 				waiting = f.name
 			}
 		}
+		for _, a := range h.plan.addresses() {
+			if a.Is6() && !hasLocalRoute(routes, a) {
+				waiting = a.String()
+			}
+		}
 		switch {
 		case waiting == "":
 			return nil
 		case time.Now().After(deadline):
-			return fmt.Errorf("interface %s is up but does not speak IPv6 after %v", waiting, ipv6Wait)
+			return fmt.Errorf("%s is there but does not speak IPv6 after %v", waiting, ipv6Wait)
 		}
 		select {
 		case <-time.After(2 * time.Millisecond):
@@ -326,6 +333,22 @@ func hasMulticastRoute(routes []byte, iface string) bool {
 	for line := range bytes.Lines(routes) {
 		f := bytes.Fields(line)
 		if len(f) > 2 && string(f[0]) == "ff000000000000000000000000000000" && string(f[1]) == "08" && string(f[len(f)-1]) == iface {
+			return true
+		}
+	}
+	return false
+}
+
+// hasLocalRoute looks for the route by which an address of the node's own is delivered: the flags
+// come last but one.
+func hasLocalRoute(routes []byte, a netip.Addr) bool {
+	dest := hex.EncodeToString(a.AsSlice())
+	for line := range bytes.Lines(routes) {
+		f := bytes.Fields(line)
+		if len(f) < 3 || string(f[0]) != dest || string(f[1]) != "80" {
+			continue
+		}
+		if flags, err := strconv.ParseUint(string(f[len(f)-2]), 16, 32); err == nil && flags&unix.RTF_LOCAL != 0 {
 			return true
 		}
 	}

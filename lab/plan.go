@@ -59,6 +59,7 @@ type planNode struct {
 	loopback []netip.Prefix
 	routes   []planRoute      // at the start, by destination; connected ones are left to the interface addresses
 	announce []AnnounceConfig // as the topology says
+	hops     int              // routers that it stands for; at least 1
 	outside  *planIface       // of a NAT
 	user     bool             // forwards in user space
 }
@@ -136,6 +137,7 @@ type planRoute struct {
 	to     netip.Prefix
 	via    []nextHop
 	reject string
+	hops   [2]int // that alone have it, or zero
 }
 
 type nextHop struct {
@@ -190,7 +192,7 @@ func (p *plan) findRoutes(announced announcements) (routing, error) {
 
 func (p *plan) addNodes() {
 	add := func(name string, kind Kind, loopback []netip.Prefix, announce []AnnounceConfig) {
-		n := &planNode{name: name, kind: kind, loopback: loopback, announce: announce}
+		n := &planNode{name: name, kind: kind, loopback: slices.Clip(loopback), announce: announce, hops: 1}
 		p.nodes = append(p.nodes, n)
 		p.byName[name] = n
 	}
@@ -199,7 +201,8 @@ func (p *plan) addNodes() {
 	}
 	for name, r := range p.topology.Routers {
 		add(name, KindRouter, r.Addresses, r.Announce)
-		p.byName[name].user = r.Adjustable || !reflect.ValueOf(r.Behaviour).IsZero()
+		p.byName[name].user = r.Adjustable || r.Hops > 1 || !reflect.ValueOf(r.Behaviour).IsZero()
+		p.byName[name].hops = max(1, r.Hops)
 	}
 	for name := range p.topology.Bridges {
 		add(name, KindBridge, nil, nil)
@@ -211,7 +214,31 @@ func (p *plan) addNodes() {
 	slices.SortFunc(p.nodes, func(a, b *planNode) int { return cmp.Compare(a.name, b.name) })
 	for i, n := range p.nodes {
 		n.index = i
+		if n.hops > 1 {
+			for hop := range n.hops {
+				addrs := n.hopAddresses(hop)
+				n.loopback = append(n.loopback, addrs[:]...)
+			}
+		}
 	}
+}
+
+// ofHop reports whether an address of the loopback interface is that of a hop.
+func (n *planNode) ofHop(a netip.Prefix) bool {
+	for hop := range n.hops {
+		if addrs := n.hopAddresses(hop); n.hops > 1 && slices.Contains(addrs[:], a) {
+			return true
+		}
+	}
+	return false
+}
+
+// hopAddresses are those of one of the routers that a router stands for, counted from 0, each with the network of all.
+func (n *planNode) hopAddresses(hop int) [2]netip.Prefix {
+	v4 := [4]byte{10, 128 + byte(n.index>>8), byte(n.index), byte(hop + 1)}
+	v6 := [16]byte{0xfd, 0x00, 0x01, 0xab, 5: 1, 15: byte(hop + 1)}
+	binary.BigEndian.PutUint16(v6[6:], uint16(n.index))
+	return [2]netip.Prefix{netip.PrefixFrom(netip.AddrFrom4(v4), 24), netip.PrefixFrom(netip.AddrFrom16(v6), 64)}
 }
 
 // addWires makes the interfaces and gathers them into segments.
@@ -492,9 +519,9 @@ func (p *plan) addAutomaticRoutes(t routing, announced announcements) {
 	}
 	owners := map[netip.Prefix][]*planNode{}
 	for _, n := range p.nodes {
-		for _, a := range n.loopback {
-			if !announced[holding{n, a.Masked()}].Withdrawn {
-				owners[a.Masked()] = append(owners[a.Masked()], n)
+		for _, prefix := range n.prefixes() {
+			if !announced[holding{n, prefix}].Withdrawn {
+				owners[prefix] = append(owners[prefix], n)
 			}
 		}
 	}
@@ -676,6 +703,9 @@ func (p *plan) addExplicitRoute(t routing, n *planNode, r RouteConfig) error {
 	default:
 		return fmt.Errorf("reject %q is not blackhole, unreachable or prohibit", r.Reject)
 	}
+	if r.Hops != [2]int{} && (n.hops == 1 || r.Hops[0] < 1 || r.Hops[1] < r.Hops[0] || r.Hops[1] > n.hops) {
+		return fmt.Errorf("hops %d to %d are not among its %d", r.Hops[0], r.Hops[1], n.hops)
+	}
 	added := false
 	for _, prefix := range to {
 		var hops []nextHop
@@ -693,8 +723,8 @@ func (p *plan) addExplicitRoute(t routing, n *planNode, r RouteConfig) error {
 			return fmt.Errorf("%s is directly connected", prefix)
 		}
 		added = true
-		t[n.index] = slices.DeleteFunc(t[n.index], func(old planRoute) bool { return old.to == prefix })
-		t[n.index] = append(t[n.index], planRoute{to: prefix, via: sortHops(hops), reject: r.Reject})
+		t[n.index] = slices.DeleteFunc(t[n.index], func(old planRoute) bool { return old.to == prefix && old.hops == r.Hops })
+		t[n.index] = append(t[n.index], planRoute{to: prefix, via: sortHops(hops), reject: r.Reject, hops: r.Hops})
 	}
 	if !added {
 		return fmt.Errorf("no next hop of the same IP version")

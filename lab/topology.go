@@ -61,6 +61,10 @@ type RouterConfig struct {
 	Addresses []netip.Prefix
 	Announce  []AnnounceConfig
 	Routes    []RouteConfig
+	// Hops, from 2 to [dataplane.MaxHops], makes the router stand for a string of as many routers, with the last of its
+	// wires at the far end and all others at the near one: long paths at little cost. Hop N of
+	// router I, counted by name, has the addresses 10.128.0.N + 256 I and fd00:1ab:1:I::N. Default 1.
+	Hops int
 	// Adjustable makes a router without any misbehaviour a user-space one all the same, so that it can be
 	// told to misbehave while running.
 	Adjustable bool
@@ -197,6 +201,10 @@ type RouteConfig struct {
 	Via []string
 	// Reject drops instead: "blackhole" silently, "unreachable" and "prohibit" with an ICMP error.
 	Reject string
+	// Hops, of a router with several, are the first and the last of those that have the route, counted from 1: what
+	// they themselves send goes by it, and nothing else does. Withdrawals do not touch it. Default: the router
+	// as a whole.
+	Hops [2]int
 }
 
 // label is the topology's name, or what stands for it.

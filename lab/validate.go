@@ -74,6 +74,9 @@ func (t *Topology) check() error {
 		if err := checkAnnounce(r.Announce); err != nil {
 			return bad("router %s: %w", name, err)
 		}
+		if r.Hops < 0 || r.Hops > dataplane.MaxHops {
+			return bad("router %s: hops %d is not between 1 and %d", name, r.Hops, dataplane.MaxHops)
+		}
 		if err := checkBehaviour(&r.Behaviour); err != nil {
 			return bad("router %s: %w", name, err)
 		}

@@ -50,6 +50,8 @@ type Router struct {
 	name       string
 	ports      []routerPort
 	own        map[netip.Addr]int // port of each own address; noPort for a loopback
+	hops       []routerHop        // that the router stands for; none is one
+	hopOf      map[netip.Addr]int // hop of each own address, if there are hops
 	table      *bart.Table[*Route]
 	behaviour  Behaviour
 	seed       uint64
@@ -78,6 +80,11 @@ type routerPort struct {
 	mac   macAddr
 	mtu   int
 	addrs []netip.Prefix // link-local address last
+}
+
+type routerHop struct {
+	addrs [2]netip.Addr // IPv4 and IPv6, if any
+	table *bart.Table[*Route]
 }
 
 const (
@@ -144,6 +151,9 @@ func newRouter(cfg RouterConfig, pool *bufferPool, emit func(int, []byte, bool))
 	if err := r.setRoutes(cfg.Routes); err != nil {
 		return nil, err
 	}
+	if err := r.setHops(&cfg); err != nil {
+		return nil, err
+	}
 	if err := cfg.Behaviour.validate(); err != nil {
 		return nil, err
 	}
@@ -174,6 +184,14 @@ func (r *Router) setRoutes(routes []Route) error {
 			}
 		}
 	}
+	if err := r.addRoutes(table, routes); err != nil {
+		return err
+	}
+	r.table = table
+	return nil
+}
+
+func (r *Router) addRoutes(table *bart.Table[*Route], routes []Route) error {
 	for _, route := range routes {
 		if !route.Prefix.IsValid() || route.Prefix.Addr().Is4In6() {
 			return fmt.Errorf("%w: route to %v", ErrRouter, route.Prefix)
@@ -195,7 +213,6 @@ func (r *Router) setRoutes(routes []Route) error {
 		}
 		table.Insert(route.Prefix.Masked(), &route)
 	}
-	r.table = table
 	return nil
 }
 
@@ -244,6 +261,7 @@ type pkt struct {
 	proto    packet.Protocol
 	upper    []byte // what follows the headers; nil in a later fragment
 	fragment bool   // any fragment
+	hop      int    // of the router's, where the packet is
 }
 
 func (p *pkt) ip() []byte       { return p.frame[etherLen:] }
@@ -338,8 +356,11 @@ func (r *Router) input(now time.Duration, in int, frame []byte) {
 	if r.nat != nil && !p.v6 && r.nat.input(now, p) {
 		return
 	}
+	p.hop = r.endHop(in)
 	if _, ok := r.own[p.dst]; ok {
-		r.deliver(now, p)
+		if r.pass(now, p, r.hopOf[p.dst]) {
+			r.deliver(now, p)
+		}
 		return
 	}
 	r.forward(now, p, p.dst, nil)
@@ -349,15 +370,24 @@ func (r *Router) input(now time.Duration, in int, frame []byte) {
 // for what a NAT makes of it: translate, if not nil, is called when nothing
 // stands against forwarding any more, and may still refuse.
 func (r *Router) forward(now time.Duration, p *pkt, to netip.Addr, translate func() bool) {
+	var hop NextHop
+	var reject Reject
+	if len(r.hops) > 0 { // how many it passes depends on where it leaves
+		hop, reject = r.lookup(to, p)
+		if !r.pass(now, p, r.endHop(hop.Port)) {
+			return
+		}
+	}
 	if p.ttl <= 1 {
-		r.counters.Expired++
-		r.sendError(now, p, errExpired, 0)
+		r.expire(now, p)
 		return
 	}
 	if !r.passes(now, p) {
 		return
 	}
-	hop, reject := r.lookup(to, p)
+	if len(r.hops) == 0 {
+		hop, reject = r.lookup(to, p)
+	}
 	switch {
 	case reject == Blackhole:
 		r.counters.NoRoute++
@@ -454,6 +484,11 @@ func (r *Router) newFrame(n int) []byte {
 // what p is. The port is noPort when there is no route.
 func (r *Router) lookup(to netip.Addr, p *pkt) (NextHop, Reject) {
 	route, ok := r.table.Lookup(to)
+	return r.choose(route, ok, p)
+}
+
+// choose picks among the next hops of a route, if one was found.
+func (r *Router) choose(route *Route, ok bool, p *pkt) (NextHop, Reject) {
 	switch {
 	case !ok:
 		return NextHop{Port: noPort}, 0

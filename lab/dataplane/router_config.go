@@ -22,12 +22,28 @@ type RouterConfig struct {
 	// Routes come besides the networks of the ports, which are routes by
 	// themselves. Of two to the same prefix the later one counts.
 	Routes []Route
+	// Hops, if not empty, makes the router stand for a string of routers, with the last port at its end and
+	// all others at its beginning. What goes along it passes them all, each of which takes one from the time to live and
+	// answers for itself where that ends. Not with NAT.
+	Hops []HopConfig
 	// Behaviour can be changed while the router runs, with [Router.SetBehaviour].
 	Behaviour Behaviour
 	// NAT, if not nil, makes the router translate addresses. IPv4 only.
 	NAT *NATConfig
 	// Seed of random choices and of the hash that balances flows. Default: from Name.
 	Seed uint64
+}
+
+// MaxHops is how many routers one may stand for: as many as packets commonly have hops to go.
+const MaxHops = 64
+
+// HopConfig is one of the routers that a router stands for.
+type HopConfig struct {
+	// Addrs are its own addresses, at most one per IP version. Its ICMP errors come from them; without one, from
+	// the port's address as always.
+	Addrs []netip.Addr
+	// Routes are for what the hop itself sends, before those of the router.
+	Routes []Route
 }
 
 // PortConfig is one interface of a router.

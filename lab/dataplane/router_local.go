@@ -209,6 +209,11 @@ func (r *Router) errorSource(p *pkt) netip.Addr {
 			return a
 		}
 	}
+	if len(r.hops) > 0 && !p.src.IsLinkLocalUnicast() {
+		if a := r.hops[p.hop].addrs[family(p.v6)]; a.IsValid() {
+			return a
+		}
+	}
 	// The port that the packet came in by; on it, the address in the sender's
 	// network if there is one, so that a neighbour hears its gateway.
 	var first netip.Addr
@@ -281,12 +286,20 @@ func (r *Router) sendOwn(now time.Duration, frame []byte, in int) {
 	}
 	hop := NextHop{Port: in}
 	if !p.v6 || !p.dst.IsLinkLocalUnicast() {
-		hop, _ = r.lookup(p.dst, &p)
+		hop = r.lookupOwn(&p)
 	}
 	if hop.Port == noPort {
 		r.counters.NoRoute++
 		r.pool.put(frame)
 		return
+	}
+	if n := abs(p.hop - r.endHop(hop.Port)); n > 0 { // other hops before the port
+		if int(p.ttl) <= n {
+			r.counters.Expired++ // in silence: most of what a router says must not be answered
+			r.pool.put(frame)
+			return
+		}
+		p.lower(n)
 	}
 	if !hop.Gateway.IsValid() {
 		hop.Gateway = p.dst
