@@ -134,7 +134,7 @@ func (a *Authority) token(who Identity, ttl time.Duration, controller string) (T
 	if err != nil {
 		return Token{}, err
 	}
-	if err := a.members.tidy(list); err != nil {
+	if list, err = a.members.tidy(list); err != nil {
 		return Token{}, err
 	}
 	now := time.Now()

@@ -195,20 +195,22 @@ func (m members) list() ([]Member, error) {
 // keepUnused is how long an expired invitation is remembered, so that whoever comes late is told so.
 const keepUnused = 30 * 24 * time.Hour
 
-// tidy forgets invitations that expired long ago, and those withdrawn as long ago.
-func (m members) tidy(list []Member) error {
+// tidy forgets invitations that expired long ago without having been used, and gives the rest of the list.
+func (m members) tidy(list []Member) ([]Member, error) {
+	kept := list[:0]
 	for _, member := range list {
 		if member.State == Joined || !member.Joined.IsZero() || time.Since(member.Deadline) < keepUnused {
+			kept = append(kept, member)
 			continue
 		}
 		id, err := parseMemberID(member.ID)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		err = os.Remove(m.file(id, member.State))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
+			return nil, err
 		}
 	}
-	return nil
+	return kept, nil
 }
