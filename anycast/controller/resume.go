@@ -1,0 +1,172 @@
+// Copyright The Fathom Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package controller
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/seed5728abee/fathom/anycast"
+)
+
+// prior is what a catchment had found when the controller ended.
+type prior struct {
+	results int                   // in the store
+	targets map[netip.Addr]string // those with results, and the site that caught each
+	sites   map[string]int
+	seen    map[string]bool // sites that took part
+	sent    uint64
+	answers uint64
+}
+
+// has tells whether a target has results.
+func (p *prior) has(a netip.Addr) bool {
+	_, ok := p.targets[a]
+	return ok
+}
+
+// add takes a stored result.
+func (p *prior) add(r anycast.Result) {
+	p.results++
+	c, ok := r.(*anycast.Catch)
+	if !ok {
+		return
+	}
+	p.sent++
+	p.seen[c.Sender] = true
+	if c.Receiver != "" {
+		p.answers++
+	}
+	if p.targets[c.Target] == "" {
+		p.targets[c.Target] = c.Receiver
+		if c.Receiver != "" {
+			p.sites[c.Receiver]++
+		}
+	}
+}
+
+// addTo makes the summary of a resumed run one of the whole measurement.
+func (p *prior) addTo(s *anycast.Summary) {
+	if p == nil {
+		return
+	}
+	s.Sent += p.sent
+	s.Answered += p.answers
+	if s.Sites == nil {
+		s.Sites = map[string]int{}
+	}
+	for site, n := range p.sites {
+		s.Sites[site] += n
+	}
+	delete(s.Skipped, anycast.SkipDone)
+	s.Notes = append(s.Notes, fmt.Sprintf("the controller was restarted: %d of the targets were measured before", len(p.targets)))
+}
+
+func (p *prior) addToProgress(g *anycast.Progress) {
+	if p == nil {
+		return
+	}
+	g.Sent += p.sent
+	g.Answered += p.answers
+}
+
+// resume goes on with what a controller before this one left: schedules and catchments run, the others are marked
+// as cut, with what they had found.
+func (c *Controller) resume(ctx context.Context) error {
+	list, err := c.store.Measurements(ctx, anycast.Query{})
+	if err != nil {
+		return fmt.Errorf("measurements before the restart: %w", err)
+	}
+	// Runs of a schedule first: it looks whether one is under way.
+	for _, schedules := range []bool{false, true} {
+		for _, m := range list {
+			cut := m.State == anycast.Running || m.State == anycast.Waiting
+			if !cut || schedules != (m.Definition.Schedule != nil) {
+				continue
+			}
+			if err := c.resumeOne(ctx, m); err != nil {
+				c.log.Error("measurement cannot go on", "measurement", m.ID, "error", err)
+				m.State, m.Error = anycast.Interrupted, "cut by a restart of the controller: "+err.Error()
+				if err := c.store.Update(ctx, m); err != nil {
+					return fmt.Errorf("%w: %w", errStore, err)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func (c *Controller) resumeOne(ctx context.Context, m anycast.Measurement) error {
+	if !resumable(&m.Definition) {
+		return fmt.Errorf("a %s starts from the beginning or not at all", m.Definition.Program)
+	}
+	addrs, err := c.store.Targets(ctx, m.ID)
+	if err != nil {
+		return fmt.Errorf("targets: %w", err)
+	}
+	targets := make([]anycast.Target, len(addrs))
+	for i, a := range addrs {
+		targets[i].Addr = a
+	}
+	p := &prior{targets: map[netip.Addr]string{}, sites: map[string]int{}, seen: map[string]bool{}}
+	err = c.store.Results(ctx, anycast.Query{Measurement: m.ID}, func(_ string, r anycast.Result) bool {
+		p.add(r)
+		return true
+	})
+	if err != nil {
+		return fmt.Errorf("results: %w", err)
+	}
+	r := newRun(c.base, c.store, m, targets)
+	r.stored = p.results
+	if m.Definition.Schedule == nil {
+		r.prior = p
+		c.log.Info("measurement goes on", "measurement", m.ID, "targets", len(targets), "done", len(p.targets))
+	}
+	c.mu.Lock()
+	c.runs[m.ID] = r
+	c.mu.Unlock()
+	c.work.Go(func() {
+		sites := m.Definition.Sites
+		if len(sites) == 0 {
+			sites = slices.Collect(maps.Keys(p.seen))
+		}
+		c.waitForSites(r.ctx, sites)
+		c.execute(r)
+	})
+	return nil
+}
+
+// reconnecting is how long agents are waited for after a restart: they try again every 15 s at least.
+const reconnecting = 30 * time.Second
+
+// waitForSites waits until the sites are connected, or any that can send if none is named.
+func (c *Controller) waitForSites(ctx context.Context, names []string) {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	timeout := time.NewTimer(reconnecting)
+	defer timeout.Stop()
+	for {
+		connected := map[string]bool{}
+		for _, s := range c.fleet.Sites() {
+			if s.Native {
+				connected[s.Name] = true
+			}
+		}
+		missing := slices.ContainsFunc(names, func(name string) bool { return !connected[name] })
+		if len(connected) > 0 && !missing {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-timeout.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
