@@ -68,11 +68,13 @@ func vectors(t testing.TB) []vector {
 	job := volta.Job{SessionID: 10000, DstIP: "203.0.113.10", MaxTTL: 2, ProbeNum: 2, BasePort: 10000}
 	return []vector{
 		{
-			"REGISTER", volta.Seed, volta.Register{AgentID: "agent1"},
+			"REGISTER", volta.Seed,
+			volta.Register{AgentID: "agent1"},
 			"0a085245474953544552122f0a23747970652e676f6f676c65617069732e636f6d2f52656769737465725061796c6f616412080a066167656e7431",
 		},
 		{
-			"REGISTER", volta.Go, volta.Register{AgentID: "agent1"},
+			"REGISTER", volta.Go,
+			volta.Register{AgentID: "agent1"},
 			"0a280a1c747970652e676f6f676c65617069732e636f6d2f526567697374657212080a066167656e7431",
 		},
 		{
@@ -84,48 +86,57 @@ func vectors(t testing.TB) []vector {
 			"0a330a17747970652e676f6f676c65617069732e636f6d2f4a6f62121808904e120c3230332e302e3131332e31301802200228904e",
 		},
 		{
-			"DONE", volta.Seed, volta.Done{SessionID: 10000, Acks: []volta.Ack{
+			"DONE", volta.Seed,
+			volta.Done{SessionID: 10000, Acks: []volta.Ack{
 				{Seq: 10000, Sent: at("2026-01-02T03:04:05")}, {Seq: 10001, Sent: at("2026-01-02T03:04:05.001000")},
 			}},
 			"0a04444f4e4512610a1f747970652e676f6f676c65617069732e636f6d2f446f6e655061796c6f6164123e08904e121808904e1213323032362d30312d30325430333a30343a3035121f08914e121a323032362d30312d30325430333a30343a30352e303031303030",
 		},
 		{
-			"DONE", volta.Go, volta.Done{SessionID: 10000, Acks: []volta.Ack{
+			"DONE", volta.Go,
+			volta.Done{SessionID: 10000, Acks: []volta.Ack{
 				{Seq: 0, Sent: at("2026-01-02T03:04:05Z")}, {Seq: 1, Sent: at("2026-01-02T03:04:05.001Z")},
 			}},
 			"0a550a18747970652e676f6f676c65617069732e636f6d2f446f6e65123908904e12161214323032362d30312d30325430333a30343a30355a121c08011218323032362d30312d30325430333a30343a30352e3030315a",
 		},
 		{
-			"REPLY", volta.Seed, volta.Reply{Packet: unhex(t, timeExceeded), Time: at("2026-01-02T03:04:05.010500")},
+			"REPLY", volta.Seed,
+			volta.Reply{Packet: unhex(t, timeExceeded), Time: at("2026-01-02T03:04:05.010500")},
 			"0a055245504c59127a0a20747970652e676f6f676c65617069732e636f6d2f5265706c795061796c6f616412560a38" + timeExceeded +
 				"121a323032362d30312d30325430333a30343a30352e303130353030",
 		},
 		{
-			"REPLY", volta.Go, volta.Reply{Packet: unhex(t, timeExceeded), Time: at("2026-01-02T03:04:05.0105Z")},
+			"REPLY", volta.Go,
+			volta.Reply{Packet: unhex(t, timeExceeded), Time: at("2026-01-02T03:04:05.0105Z")},
 			"0a720a19747970652e676f6f676c65617069732e636f6d2f5265706c7912550a38" + timeExceeded +
 				"1219323032362d30312d30325430333a30343a30352e303130355a",
 		},
 		{
-			"captured REPLY", volta.Seed, volta.Reply{
+			"captured REPLY", volta.Seed,
+			volta.Reply{
 				Packet: unhex(t, "45c00038bfdb00004001ecd60a500102c00002010b004b4d000000004500001c03e200000111b7e3c0000201cb00710a2710829a00080000"),
 				Time:   at("2026-11-20T11:51:42.137598"),
 			},
 			"0a055245504c59127a0a20747970652e676f6f676c65617069732e636f6d2f5265706c795061796c6f616412560a3845c00038bfdb00004001ecd60a500102c00002010b004b4d000000004500001c03e200000111b7e3c0000201cb00710a2710829a00080000121a323032362d31312d32305431313a35313a34322e313337353938",
 		},
 		{
-			"ERROR", volta.Seed, volta.Error{Code: 500, Message: "boom"},
+			"ERROR", volta.Seed,
+			volta.Error{Code: 500, Message: "boom"},
 			"0a054552524f52122d0a20747970652e676f6f676c65617069732e636f6d2f4572726f725061796c6f6164120908f4031204626f6f6d",
 		},
 		{
-			"ERROR", volta.Go, volta.Error{Code: 500, Message: "boom"},
+			"ERROR", volta.Go,
+			volta.Error{Code: 500, Message: "boom"},
 			"0a260a19747970652e676f6f676c65617069732e636f6d2f4572726f72120908f4031204626f6f6d",
 		},
 		{
-			"DONE without acks", volta.Seed, volta.Done{SessionID: 7},
+			"DONE without acks", volta.Seed,
+			volta.Done{SessionID: 7},
 			"0a04444f4e4512250a1f747970652e676f6f676c65617069732e636f6d2f446f6e655061796c6f616412020807",
 		},
 		{
-			"DONE without acks", volta.Go, volta.Done{SessionID: 7},
+			"DONE without acks", volta.Go,
+			volta.Done{SessionID: 7},
 			"0a1e0a18747970652e676f6f676c65617069732e636f6d2f446f6e6512020807",
 		},
 	}

@@ -57,7 +57,7 @@ func TestRecorded(t *testing.T) {
 				t.Fatal(err)
 			}
 			result := tr.Result()
-			result.SetNames(names)
+			setNames(result, names)
 			if got := result.Text(); got != r.GetOutput() || r.GetCode() != 200 {
 				t.Errorf("got\n%s\nwant\n%s", got, r.GetOutput())
 			}

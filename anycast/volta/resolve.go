@@ -109,6 +109,25 @@ func (r *Resolver) ResolveHostnames(ctx context.Context, addrs []netip.Addr) map
 	return names
 }
 
+// namesMargin is how long before the asker's deadline NameResult has to be done.
+const namesMargin = answerMargin / 2
+
+// NameResult gives the routers of a result their names, as far as they can be had until 100 ms before ctx's deadline:
+// Traceroute.Run leaves as much time for that, and for the answer to get there.
+func (r *Resolver) NameResult(ctx context.Context, result *Result) {
+	if deadline, ok := ctx.Deadline(); ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, deadline.Add(-namesMargin))
+		defer cancel()
+	}
+	names := r.ResolveHostnames(ctx, result.Gateways())
+	for _, hop := range result.Hops {
+		for i := range hop.Probes {
+			hop.Probes[i].Name = names[hop.Probes[i].Gateway]
+		}
+	}
+}
+
 // isHostname keeps what a stranger's server made up off terminals.
 func isHostname(name string) bool {
 	return !strings.ContainsFunc(name, func(r rune) bool {

@@ -193,6 +193,31 @@ func TestResolverDeadServer(t *testing.T) {
 	})
 }
 
+// TestNameResult: names come with the answer, or the answer comes without.
+func TestNameResult(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		z := &zone{records: records}
+		r := &volta.Resolver{DNS: z.resolver(t)}
+		dead := &volta.Resolver{DNS: (&zone{dead: true}).resolver(t)}
+		for resolver, want := range map[*volta.Resolver]string{r: "ra.edge.test", dead: "10.9.9.1"} {
+			tr := newTraceroute(t, "volta x h -m 2 -q 1")
+			event{1, r1, "x", 1, false}.send(t, tr)
+			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+			start := time.Now()
+			result := tr.Result()
+			resolver.NameResult(ctx, result)
+			if took := time.Since(start); took > 100*time.Millisecond {
+				t.Errorf("took %v", took)
+			}
+			if got := result.Text(); !strings.Contains(got, "\n1  *\n2  "+want+" (10.9.9.1) x") {
+				t.Errorf("got\n%s\nwant %s", got, want)
+			}
+			cancel()
+		}
+		z.wait()
+	})
+}
+
 func text(names map[netip.Addr]string) map[string]string {
 	found := map[string]string{}
 	for addr, name := range names {

@@ -111,12 +111,3 @@ func (r *Result) Gateways() []netip.Addr {
 	}
 	return found
 }
-
-// SetNames gives every probe's router its name.
-func (r *Result) SetNames(names map[netip.Addr]string) {
-	for _, hop := range r.Hops {
-		for i := range hop.Probes {
-			hop.Probes[i].Name = names[hop.Probes[i].Gateway]
-		}
-	}
-}

@@ -52,8 +52,12 @@ type Traceroute struct {
 	finished bool      // Run has returned: nothing changes any more
 }
 
-// NewTraceroute begins a traceroute. A target that is not IPv4, or a port above 65535, is ErrJob.
+// NewTraceroute begins a traceroute. A target that is not IPv4, or a port above 65535, is ErrJob; a command
+// for echo requests, which agents of the originals cannot send, is a *CommandError.
 func NewTraceroute(conf TracerouteConf) (*Traceroute, error) {
+	if conf.ICMP {
+		return nil, wrong("argument -I: agent %s sends UDP only", conf.Source)
+	}
 	if conf.HopTimeout == 0 {
 		conf.HopTimeout = DefaultHopTimeout
 	}
@@ -220,7 +224,7 @@ func (t *Traceroute) HandleError(e Error) {
 	t.wake()
 }
 
-// Result is what is known so far, without names: see Result.SetNames. Behind the first hop limit with a final
+// Result is what is known so far, without names: see Resolver.NameResult. Behind the first hop limit with a final
 // answer there are no hops.
 func (t *Traceroute) Result() *Result {
 	t.mu.Lock()

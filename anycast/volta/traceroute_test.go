@@ -79,6 +79,15 @@ func newTraceroute(t testing.TB, text string) *volta.Traceroute {
 	return tr
 }
 
+// setNames names routers without asking anybody.
+func setNames(r *volta.Result, names map[netip.Addr]string) {
+	for _, hop := range r.Hops {
+		for i := range hop.Probes {
+			hop.Probes[i].Name = names[hop.Probes[i].Gateway]
+		}
+	}
+}
+
 // event is a REPLY that agent sends: gateway's answer to the probe from the port seq behind the first.
 type event struct {
 	seq       uint16
@@ -229,7 +238,7 @@ func TestTextSample(t *testing.T) {
 	if got, want := len(r.Gateways()), 8; got != want {
 		t.Errorf("%d routers, want %d", got, want)
 	}
-	r.SetNames(map[netip.Addr]string{netip.MustParseAddr("10.80.1.2"): "ra.edge.test", target: "target.test"})
+	setNames(r, map[netip.Addr]string{netip.MustParseAddr("10.80.1.2"): "ra.edge.test", target: "target.test"})
 	if got := r.Text(); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
@@ -409,6 +418,11 @@ func TestNewTracerouteRefuses(t *testing.T) {
 		if _, err := volta.NewTraceroute(conf); !errors.Is(err, volta.ErrJob) {
 			t.Errorf("%+v: %v", conf, err)
 		}
+	}
+	c.ICMP = true
+	_, err := volta.NewTraceroute(volta.TracerouteConf{Command: c, Target: target, SessionID: session})
+	if code, output := volta.ResponseFor(err); code != 400 || !strings.Contains(output, "agent a sends UDP only") {
+		t.Errorf("-I: %d %s", code, output)
 	}
 }
 
