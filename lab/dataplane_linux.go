@@ -256,6 +256,10 @@ var rejects = map[string]dataplane.Reject{
 	"blackhole": dataplane.Blackhole, "unreachable": dataplane.Unreachable, "prohibit": dataplane.Prohibit,
 }
 
+// stringRing is how many frames each port of a router that stands for several may get at once: what all of those
+// would hold, and what a few hundred traceroutes send before anything is answered.
+const stringRing = 8192
+
 // startRouter gives the interfaces of a node to a router in user space.
 func (l *Lab) startRouter(h *Host) error {
 	if err := l.startEngine(); err != nil {
@@ -267,7 +271,11 @@ func (l *Lab) startRouter(h *Host) error {
 			if err := rawio.DisableOffload(f.name); err != nil {
 				return err
 			}
-			c, err := rawio.OpenFrameConn(f.name, rawio.FrameOptions{})
+			var o rawio.FrameOptions
+			if h.plan.hops > 1 {
+				o.RingFrames = stringRing
+			}
+			c, err := rawio.OpenFrameConn(f.name, o)
 			if err != nil {
 				return err
 			}

@@ -219,3 +219,42 @@ func TestExamplesRun(t *testing.T) {
 		})
 	}
 }
+
+// One router that stands for five is five hops of a path, each of which can be reached.
+//
+//	a --- long, five hops --- r --- b
+func TestRouterOfSeveralHops(t *testing.T) {
+	l := New(t, MustParse(`
+		[host.a]
+		[router.long]
+		hops = 5
+		[router.r]
+		[host.b]
+		[[wire]]
+		ends = ['a', 'long']
+		[[wire]]
+		ends = ['long', 'r']
+		[[wire]]
+		ends = ['r', 'b']
+	`))
+	a, b := l.Host("a"), l.Host("b")
+	addrs := l.Host("long").Addrs()
+	for i := range 5 {
+		want := addrs[2*i] // IPv4 and IPv6 in turn
+		if got := hop(t, a, b.Addr(), i+1, 33434, 5*time.Second); got != want {
+			t.Errorf("hop %d answered as %v, want %s", i+1, got, want)
+		}
+		if got := hop(t, b, a.Addr(), 6-i, 33434, 5*time.Second); got != want {
+			t.Errorf("hop %d from behind answered as %v, want %s", 6-i, got, want)
+		}
+	}
+	if got, want := hop(t, a, b.Addr(), 6, 33434, 5*time.Second), l.Host("r").AddrTowards("long", 4); got != want {
+		t.Errorf("hop 6 answered as %v, want %s", got, want)
+	}
+	if got := hop(t, a, b.Addr(), 7, 33434, 5*time.Second); got != b.Addr() {
+		t.Errorf("hop 7 answered as %v, want %s", got, b.Addr())
+	}
+	ping(t, l, "a", b.Addr6().String())
+	ping(t, l, "b", addrs[0].String())
+	ping(t, l, "a", addrs[9].String())
+}

@@ -38,6 +38,7 @@ func TestParse(t *testing.T) {
 		announce = [{ prefix = "192.0.2.1", cost = 3 }, { prefix = "2001:db8::/64", withdrawn = true }]
 		routes = [{ to = "default", via = "r" }]
 		[router.r]
+		hops = 9
 		adjustable = true
 		silent = true
 		silent_ping = true
@@ -86,6 +87,7 @@ func TestParse(t *testing.T) {
 		at = "r"
 		to = "10.99.0.0/16"
 		reject = "unreachable"
+		hops = [2, 9]
 	`))
 	if err != nil {
 		t.Fatal(err)
@@ -98,7 +100,7 @@ func TestParse(t *testing.T) {
 			Announce:  []AnnounceConfig{{Prefix: p("192.0.2.1/32"), Cost: 3}, {Prefix: p("2001:db8::/64"), Withdrawn: true}},
 			Routes:    []RouteConfig{{To: "default", Via: []string{"r"}}},
 		}},
-		Routers: map[string]RouterConfig{"r": {Adjustable: true, Behaviour: Behaviour{
+		Routers: map[string]RouterConfig{"r": {Hops: 9, Adjustable: true, Behaviour: Behaviour{
 			Silent: true, SilentPing: true, ICMPRate: 2.5, ICMPBurst: 4, ICMPDelay: 3 * time.Millisecond,
 			ErrorSource: []netip.Addr{netip.MustParseAddr("10.9.9.9"), netip.MustParseAddr("fd00::9")},
 			MPLS:        []Label{{Label: 16, TC: 3, TTL: 9}, {Label: 17, TTL: 1}},
@@ -123,7 +125,7 @@ func TestParse(t *testing.T) {
 			{Ends: [2]string{"r", "n"}, Costs: [2]int{2, 5}, Subnets: []netip.Prefix{p("10.8.0.0/24")}},
 			{Ends: [2]string{"n", "b"}},
 		},
-		Routes: []RouteConfig{{At: "r", To: "10.99.0.0/16", Reject: "unreachable"}},
+		Routes: []RouteConfig{{At: "r", To: "10.99.0.0/16", Reject: "unreachable", Hops: [2]int{2, 9}}},
 	}
 	opts := []cmp.Option{cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}), cmpopts.EquateEmpty()}
 	if diff := cmp.Diff(want, got, opts...); diff != "" {
@@ -187,6 +189,11 @@ func TestParseFaults(t *testing.T) {
 		{"label", "[router.r]\nmpls = [{ label = 1048576 }]", "20 bits"},
 		{"traffic class", "[router.r]\nmpls = [{ label = 1, tc = 8 }]", "3 bits"},
 		{"error source", "[router.r]\nerror_source = ['10.0.0.1', '10.0.0.2']", "two addresses of one version"},
+		{"hops", "[router.r]\nhops = 65", "hops 65 is not between 1 and 64"},
+		{"route hop", "[router.r]\nroutes = [{ to = '192.0.2.0/24', reject = 'blackhole', hops = [1] }]", "hops must be two numbers"},
+		{"route of no hop", "[router.r]\nroutes = [{ to = '192.0.2.0/24', reject = 'blackhole', hops = [1, 2] }]", "hops 1 to 2 are not among its 1"},
+		{"route of hop beyond", "[router.r]\nhops = 3\nroutes = [{ to = '192.0.2.0/24', reject = 'blackhole', hops = [2, 4] }]", "hops 2 to 4 are not among its 3"},
+		{"route of hops reversed", "[router.r]\nhops = 3\nroutes = [{ to = '192.0.2.0/24', reject = 'blackhole', hops = [3, 2] }]", "hops 3 to 2 are not among its 3"},
 		{"burst", "[router.r]\nicmp_burst = 2", "icmp_burst without icmp_rate"},
 		{"rule without action", "[router.r]\nfirewall = [{ protocol = 'udp' }]", "action must be"},
 		{"rule with port", "[router.r]\nfirewall = [{ action = 'drop', port = 5 }]", "port needs protocol"},
