@@ -30,6 +30,9 @@
 // is 10.H.L.0/24 with N = 256 H + L, and fd00:1ab:0:N::/64 (N in hexadecimal); its interfaces are 1, 2, … in the order in
 // which wires name them. Interfaces are named after the node they lead to.
 //
+// The same address on several hosts is anycast: each node routes to the nearest. [Lab.Withdraw] and [Lab.Announce] change who
+// announces it while the lab runs, and [Lab.Catchment] says who is reached.
+//
 // Every node can reach every address, over the paths of least cost, all of them when several are equal;
 // only what is inside a NAT is hidden from its outside. A host with one way out has a default route.
 // Explicit routes replace automatic ones to the same prefix, and so make asymmetric
