@@ -12,11 +12,18 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/seed5728abee/fathom/anycast/volta"
 	"github.com/seed5728abee/fathom/anycast/volta/anycastpb"
 )
+
+// TestMain has every test somewhere else than in UTC, so that none can take a local time for that.
+func TestMain(m *testing.M) {
+	time.Local = time.FixedZone("", 5*3600+45*60)
+	goleak.VerifyTestMain(m)
+}
 
 // Packets that agents of the original forwarded: a router's time exceeded about source port 10000, and the target's port
 // unreachable about source port 10003; the probes went from 192.0.2.1 to 203.0.113.10.
@@ -417,10 +424,6 @@ func TestTime(t *testing.T) {
 
 // TestTimeOfAgent: an agent of ours that speaks Seed says its own local time, with exactly 6 decimals or none.
 func TestTimeOfAgent(t *testing.T) {
-	local := time.Local
-	defer func() { time.Local = local }()
-	time.Local = time.FixedZone("", 5*3600+45*60)
-
 	at := volta.At(time.Date(2026, 1, 2, 3, 4, 5, 10500999, time.UTC))
 	for dialect, want := range map[volta.Dialect]string{
 		volta.Seed: "2026-01-02T08:49:05.010500",
