@@ -33,6 +33,7 @@ var house = [][]string{
 	{"anycast"},
 	{"trace"},
 	{"probe"},
+	{"internal/labnet"},
 	{"lab"},
 	{"packet", "internal/rawio"},
 }
