@@ -24,14 +24,14 @@ type Answer struct {
 	SourcePort, DestinationPort uint16
 }
 
-// Final tells that the probe reached the end of the path. As in the originals, any code of "destination unreachable"
-// is that.
+// Final tells that the probe reached the end of the path. As in the originals, any code of "destination
+// unreachable" is that.
 func (a Answer) Final() bool { return a.Type == packet.ICMPv4Unreachable }
 
-// ParseAnswer reads the packet of a Reply: IPv4 from the IP header on. Agents of the originals forward every
-// ICMP packet that their host receives, so most errors only mean that this one is about something else:
-// ErrForeign for all but time exceeded and destination unreachable about a UDP packet over IPv4, ErrMalformed
-// for what is no ICMP packet over IPv4, or one cut short. It does not allocate.
+// ParseAnswer reads the packet of a Reply: IPv4 from the IP header on. Agents of the originals forward
+// every ICMP packet that their host receives, so most errors only mean that this one is about something
+// else: ErrForeign for all but time exceeded and destination unreachable about a UDP packet over IPv4,
+// ErrMalformed for what is no ICMP packet over IPv4, or one cut short. It does not allocate.
 func ParseAnswer(b []byte) (Answer, error) {
 	// The total length counts only where it can be right: some ways to receive a packet change it.
 	ip, err := packet.ParseQuotedIPv4(b)

@@ -16,11 +16,11 @@ var ErrRange = errors.New("impossible range of session ids")
 // Blocks hands out the source ports of a controller's measurements, from a range that is cut into blocks of
 // one size. Any number of goroutines may use it.
 //
-// Who needs a whole block, because an agent of an original will use ports behind the first as it likes, calls
-// Allocate: the first port is the session id. Who knows how many ports it needs calls AllocatePorts, and
-// shares a block with others of its kind, so that thousands of measurements fit where a hundred
-// blocks do. Both search behind what they gave out last (next-fit): a late answer to an old
-// measurement then finds its port still unused.
+// Who needs a whole block, because an agent of an original will use ports behind the first as it likes,
+// calls Allocate: the first port is the session id. Who knows how many ports it needs calls
+// AllocatePorts, and shares a block with others of its kind, so that thousands of measurements fit
+// where a hundred blocks do. Both search behind what they gave out last (next-fit): a late answer to an
+// old measurement then finds its port still unused.
 //
 // An incomplete block at the range's end is never used.
 type Blocks struct {

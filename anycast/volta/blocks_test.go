@@ -168,7 +168,8 @@ func TestAllocatePortsShares(t *testing.T) {
 	}
 }
 
-// TestAllocatePortsKeepsBlocks: measurements that go on and on must not end up with one port in every block.
+// TestAllocatePortsKeepsBlocks: measurements that go on and on must not end up with one port in every
+// block.
 func TestAllocatePortsKeepsBlocks(t *testing.T) {
 	b := newBlocks(t, 1000, 2000, 100)
 	for range 10 { // each leaves one port behind

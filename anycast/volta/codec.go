@@ -11,8 +11,9 @@ import (
 	"github.com/seed5728abee/fathom/anycast/volta/anycastpb"
 )
 
-// Codec is gRPC's own, but lets no peer end its stream by a Message that is no protobuf at all: that arrives as an empty one,
-// which Decode refuses like any other malformed message. Everything else is as ever.
+// Codec is gRPC's own, but lets no peer end its stream by a Message that is no protobuf at all: that
+// arrives as an empty one, which Decode refuses like any other malformed message. Everything else is as
+// ever.
 //
 //	grpc.NewServer(grpc.ForceServerCodecV2(volta.Codec()))
 func Codec() encoding.CodecV2 { return codec{encoding.GetCodecV2(proto.Name)} }

@@ -116,10 +116,11 @@ func (o *option) String() string {
 	return o.short + "/" + o.long
 }
 
-// ParseCommand reads a command with the grammar of the original, which is that of Python's argparse: the first
-// word is dropped unseen, options may stand anywhere, as -q1, -q 1, -q=1, --nqueries 1, --nqueries=1
-// or an unambiguous beginning of that; the last of several wins; behind "--" nothing is an option; what
-// looks like a negative number is none either. What it returns is within the bounds of Command.
+// ParseCommand reads a command with the grammar of the original, which is that of Python's argparse:
+// the first word is dropped unseen, options may stand anywhere, as -q1, -q 1, -q=1, --nqueries 1,
+// --nqueries=1 or an unambiguous beginning of that; the last of several wins; behind "--" nothing is an
+// option; what looks like a negative number is none either. What it returns is within the bounds of
+// Command.
 //
 // The error is a *CommandError.
 func ParseCommand(text string) (Command, error) {
@@ -204,8 +205,8 @@ func (p *commandParser) parse() error {
 	return nil
 }
 
-// apply does what an option says: hasValue tells that value stood in the same word. Flags can be run together with
-// what follows: -Iq1.
+// apply does what an option says: hasValue tells that value stood in the same word. Flags can be run
+// together with what follows: -Iq1.
 func (p *commandParser) apply(opt *option, value string, hasValue bool) error {
 	for opt.value == nil {
 		switch opt.short {
@@ -240,7 +241,8 @@ func (p *commandParser) apply(opt *option, value string, hasValue bool) error {
 	return nil
 }
 
-// findOption finds the option that a word is, and the value in the same word. It is nil for every other word.
+// findOption finds the option that a word is, and the value in the same word. It is nil for every other
+// word.
 func findOption(word string) (opt *option, value string, hasValue bool, err error) {
 	if len(word) < 2 || word[0] != '-' {
 		return nil, "", false, nil

@@ -109,8 +109,8 @@ func FuzzParseTime(f *testing.F) {
 	})
 }
 
-// FuzzParseAnswer: any packet of any host is an answer to a probe, or an error; nothing a traceroute is fed makes it
-// count wrongly.
+// FuzzParseAnswer: any packet of any host is an answer to a probe, or an error; nothing a traceroute is
+// fed makes it count wrongly.
 func FuzzParseAnswer(f *testing.F) {
 	for _, s := range []string{timeExceeded, unreachable, "45c00038", ""} {
 		b, err := hex.DecodeString(s)

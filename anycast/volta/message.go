@@ -19,7 +19,8 @@ import (
 
 // Errors of Decode and Encode to branch on. None of them is a reason to end a stream.
 var (
-	// ErrMalformed: the bytes are not a message of either dialect, or its payload is not what its kind says.
+	// ErrMalformed: the bytes are not a message of either dialect, or its payload is not what its kind
+	// says.
 	ErrMalformed = errors.New("malformed message")
 	// ErrKind: a well-formed message of a kind that nobody sends.
 	ErrKind = errors.New("unknown kind of message")
@@ -90,8 +91,8 @@ func NewError(code int32, sessionID int32, err error) Error {
 // jobInError is how the originals' reports name the job.
 var jobInError = regexp.MustCompile(`\bjob (\d{1,10})\b`)
 
-// JobID finds the session id of the job that failed in the text of the report. A report about a job that could not be read
-// names none.
+// JobID finds the session id of the job that failed in the text of the report. A report about a job
+// that could not be read names none.
 func (e Error) JobID() (int32, bool) {
 	m := jobInError.FindStringSubmatch(e.Message)
 	if m == nil {

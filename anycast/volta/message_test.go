@@ -25,8 +25,9 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// Packets that agents of the original forwarded: a router's time exceeded about source port 10000, and the target's port
-// unreachable about source port 10003; the probes went from 192.0.2.1 to 203.0.113.10.
+// Packets that agents of the original forwarded: a router's time exceeded about source port 10000, and
+// the target's port unreachable about source port 10003; the probes went from 192.0.2.1 to
+// 203.0.113.10.
 const (
 	timeExceeded = "45000038000000003e01a7ba0a090901c00002010b004b4d000000004500001c000000000111bbc5c0000201cb00710a2710829a00080000"
 	unreachable  = "45000038000000003e017eb9cb00710ac000020103035347000000004500001c000000000111bbc5c0000201cb00710a2713829a00080000"
@@ -422,7 +423,8 @@ func TestTime(t *testing.T) {
 	}
 }
 
-// TestTimeOfAgent: an agent of ours that speaks Seed says its own local time, with exactly 6 decimals or none.
+// TestTimeOfAgent: an agent of ours that speaks Seed says its own local time, with exactly 6 decimals
+// or none.
 func TestTimeOfAgent(t *testing.T) {
 	at := volta.At(time.Date(2026, 1, 2, 3, 4, 5, 10500999, time.UTC))
 	for dialect, want := range map[volta.Dialect]string{

@@ -16,8 +16,8 @@ import (
 	"github.com/seed5728abee/fathom/anycast/volta/anycastpb"
 )
 
-// TestRecorded takes the place of the original's controller in a recording of it: it makes the same jobs of the same
-// commands, and of the same messages of the agents the same text, byte for byte.
+// TestRecorded takes the place of the original's controller in a recording of it: it makes the same
+// jobs of the same commands, and of the same messages of the agents the same text, byte for byte.
 func TestRecorded(t *testing.T) {
 	data, err := os.ReadFile("testdata/recorded.txt")
 	if err != nil {

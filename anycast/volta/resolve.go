@@ -17,9 +17,10 @@ import (
 // ErrNoIPv4 reports a destination without an IPv4 address. The originals measure over IPv4 only.
 var ErrNoIPv4 = errors.New("no IPv4 address")
 
-// Resolver turns names into addresses and routers' addresses into names. It remembers answers, asks once for
-// what several want at once, and lets no server take longer than Timeout: a dead one costs a request that, once. The
-// zero value is ready to use, by any number of goroutines. The fields are not changed after that.
+// Resolver turns names into addresses and routers' addresses into names. It remembers answers, asks
+// once for what several want at once, and lets no server take longer than Timeout: a dead one costs a
+// request that, once. The zero value is ready to use, by any number of goroutines. The fields are not
+// changed after that.
 type Resolver struct {
 	// DNS does the lookups. Nil means net.DefaultResolver.
 	DNS *net.Resolver
@@ -71,8 +72,8 @@ func (r *Resolver) ResolveIP(ctx context.Context, host string) (netip.Addr, erro
 	return addr, nil
 }
 
-// ResolveHostname gives the primary reverse name of an address, without a dot at the end, or the address as text when it has
-// none, or none that is a host's, or none is known in time.
+// ResolveHostname gives the primary reverse name of an address, without a dot at the end, or the
+// address as text when it has none, or none that is a host's, or none is known in time.
 func (r *Resolver) ResolveHostname(ctx context.Context, addr netip.Addr) string {
 	r.setup()
 	name, err := r.names.get(ctx, r, addr, func(ctx context.Context) (string, error) {
@@ -91,8 +92,8 @@ func (r *Resolver) ResolveHostname(ctx context.Context, addr netip.Addr) string 
 	return name
 }
 
-// ResolveHostnames is ResolveHostname for many at once. When ctx ends, those that are not known yet are their
-// addresses.
+// ResolveHostnames is ResolveHostname for many at once. When ctx ends, those that are not known yet are
+// their addresses.
 func (r *Resolver) ResolveHostnames(ctx context.Context, addrs []netip.Addr) map[netip.Addr]string {
 	names := make(map[netip.Addr]string, len(addrs))
 	var mu sync.Mutex
@@ -112,8 +113,8 @@ func (r *Resolver) ResolveHostnames(ctx context.Context, addrs []netip.Addr) map
 // namesMargin is how long before the asker's deadline NameResult has to be done.
 const namesMargin = answerMargin / 2
 
-// NameResult gives the routers of a result their names, as far as they can be had until 100 ms before ctx's deadline:
-// Traceroute.Run leaves as much time for that, and for the answer to get there.
+// NameResult gives the routers of a result their names, as far as they can be had until 100 ms before
+// ctx's deadline: Traceroute.Run leaves as much time for that, and for the answer to get there.
 func (r *Resolver) NameResult(ctx context.Context, result *Result) {
 	if deadline, ok := ctx.Deadline(); ok {
 		var cancel context.CancelFunc

@@ -72,15 +72,16 @@ func (z *zone) resolver(t testing.TB) *net.Resolver {
 	}}
 }
 
-// wait waits for the server's goroutines, once lookups that were given up have ended: package net lets those of a
-// name go on until each server had its time. In a bubble, that is no time.
+// wait waits for the server's goroutines, once lookups that were given up have ended: package net lets
+// those of a name go on until each server had its time. In a bubble, that is no time.
 func (z *zone) wait() {
 	time.Sleep(time.Hour)
 	synctest.Wait()
 	z.wg.Wait()
 }
 
-// bubble is synctest.Test. Package net makes a channel of its own at the first lookup, which must not be inside.
+// bubble is synctest.Test. Package net makes a channel of its own at the first lookup, which must not
+// be inside.
 func bubble(t *testing.T, f func(t *testing.T)) {
 	t.Helper()
 	refuse := func(context.Context, string, string) (net.Conn, error) { return nil, net.ErrClosed }
@@ -228,8 +229,8 @@ func text(names map[netip.Addr]string) map[string]string {
 	return found
 }
 
-// TestResolverSharesQuestions: a hundred who want to know one name are one question, and not more lookups run at once
-// than are allowed.
+// TestResolverSharesQuestions: a hundred who want to know one name are one question, and not more
+// lookups run at once than are allowed.
 func TestResolverSharesQuestions(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		z := &zone{records: records, delay: 100 * time.Millisecond}
@@ -260,7 +261,8 @@ func TestResolverSharesQuestions(t *testing.T) {
 	})
 }
 
-// TestResolverGivesUp: who has no time left does not wait, and does not spoil the answer for those who have.
+// TestResolverGivesUp: who has no time left does not wait, and does not spoil the answer for those who
+// have.
 func TestResolverGivesUp(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		z := &zone{records: records, delay: 100 * time.Millisecond}

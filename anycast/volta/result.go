@@ -42,8 +42,8 @@ type TracerouteResult struct {
 	// Sent and Received are the stamps of the two agents. Either may be unknown.
 	Sent     Time `json:"sent,omitzero"`
 	Received Time `json:"received,omitzero"`
-	// RTT is the time from Sent to Received; it contains the difference of the agents' clocks, so that it may
-	// be below 0. HasRTT tells that it is known.
+	// RTT is the time from Sent to Received; it contains the difference of the agents' clocks, so that
+	// it may be below 0. HasRTT tells that it is known.
 	RTT    time.Duration `json:"rtt_ns,omitempty"`
 	HasRTT bool          `json:"has_rtt,omitempty"`
 	// Final tells that the path ends here: the answer was "destination unreachable", of any code, or the

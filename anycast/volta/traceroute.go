@@ -19,7 +19,8 @@ var ErrForeign = errors.New("not about a probe of ours")
 // DefaultHopTimeout is how long a Traceroute waits for routers before the end of the path, unless told.
 const DefaultHopTimeout = time.Second
 
-// answerMargin is how long before the caller's deadline Run returns, so that what was found still gets there.
+// answerMargin is how long before the caller's deadline Run returns, so that what was found still gets
+// there.
 const answerMargin = 200 * time.Millisecond
 
 // TracerouteConf is what a Traceroute needs to know.
@@ -30,14 +31,15 @@ type TracerouteConf struct {
 	Target netip.Addr
 	// SessionID is the first of Probes() ports that are this traceroute's own: see Blocks.
 	SessionID uint16
-	// HopTimeout is how long, once the end of the path has answered and all probes are sent, routers before it may
-	// still answer. 0 means DefaultHopTimeout. Until the end of the path is known, only Wait counts.
+	// HopTimeout is how long, once the end of the path has answered and all probes are sent, routers
+	// before it may still answer. 0 means DefaultHopTimeout. Until the end of the path is known, only
+	// Wait counts.
 	HopTimeout time.Duration
 }
 
-// Traceroute is the state of one traceroute by an agent of the originals, which sends all probes at once, each from
-// its own port; any agent may receive the answers. Whoever holds the agents' streams calls Run, and the
-// Handle methods with what arrives meanwhile, from any number of goroutines.
+// Traceroute is the state of one traceroute by an agent of the originals, which sends all probes at
+// once, each from its own port; any agent may receive the answers. Whoever holds the agents' streams
+// calls Run, and the Handle methods with what arrives meanwhile, from any number of goroutines.
 type Traceroute struct {
 	conf    TracerouteConf
 	changed chan struct{} // holds an element when something happened since Run last looked
@@ -84,12 +86,13 @@ func (t *Traceroute) Job() Job {
 	}
 }
 
-// Run sends the job and waits for the result: until every probe is answered; or every probe up to the end of the path is, or
-// HopTimeout has passed for it; or the agent reports that it failed; or the command's Wait has passed
-// since the job was sent; or ctx's deadline is 200 ms away. What was found until then is the result, also if that is nothing.
+// Run sends the job and waits for the result: until every probe is answered; or every probe up to the
+// end of the path is, or HopTimeout has passed for it; or the agent reports that it failed; or the
+// command's Wait has passed since the job was sent; or ctx's deadline is 200 ms away. What was found
+// until then is the result, also if that is nothing.
 //
-// The error is that of send; the agent's Error, if nothing was answered; or that of ctx when it was cancelled.
-// Run is called once.
+// The error is that of send; the agent's Error, if nothing was answered; or that of ctx when it was
+// cancelled. Run is called once.
 func (t *Traceroute) Run(ctx context.Context, send func(Job) error) (*Result, error) {
 	defer t.finish()
 	if err := send(t.Job()); err != nil {
@@ -119,7 +122,8 @@ func (t *Traceroute) Run(ctx context.Context, send func(Job) error) (*Result, er
 	}
 }
 
-// progress tells whether it makes sense to wait any longer, and if it does until when, if nothing happens before.
+// progress tells whether it makes sense to wait any longer, and if it does until when, if nothing
+// happens before.
 func (t *Traceroute) progress(now, end time.Time) (enough bool, at time.Time, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -155,8 +159,8 @@ func (t *Traceroute) wake() {
 	}
 }
 
-// HandleDone takes the agent's word that all probes are sent, in the dialect of its stream. Of several times
-// for one probe the first counts; acknowledgements of probes that there are not are ignored.
+// HandleDone takes the agent's word that all probes are sent, in the dialect of its stream. Of several
+// times for one probe the first counts; acknowledgements of probes that there are not are ignored.
 func (t *Traceroute) HandleDone(d Dialect, done Done) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -174,16 +178,17 @@ func (t *Traceroute) HandleDone(d Dialect, done Done) {
 	t.wake()
 }
 
-// HandleReply takes an ICMP packet that an agent received, and tells whether it is about a probe of this traceroute.
-// It is HandleAnswer for whom ParseAnswer is no use of its own.
+// HandleReply takes an ICMP packet that an agent received, and tells whether it is about a probe of
+// this traceroute. It is HandleAnswer for whom ParseAnswer is no use of its own.
 func (t *Traceroute) HandleReply(r Reply, agentID string) bool {
 	answer, err := ParseAnswer(r.Packet)
 	return err == nil && t.HandleAnswer(answer, r.Time, agentID)
 }
 
-// HandleAnswer takes an answer that an agent received, and tells whether it is about a probe of this traceroute: the
-// quoted destination is the target, the quoted source port is one of its own. The first answer to a probe counts;
-// later ones are ours as well, but change nothing, nor does one that comes too late.
+// HandleAnswer takes an answer that an agent received, and tells whether it is about a probe of this
+// traceroute: the quoted destination is the target, the quoted source port is one of its own. The first
+// answer to a probe counts; later ones are ours as well, but change nothing, nor does one that comes
+// too late.
 func (t *Traceroute) HandleAnswer(a Answer, received Time, agentID string) bool {
 	i := int(a.SourcePort) - int(t.conf.SessionID)
 	if i < 0 || i >= len(t.probes) || a.Destination != t.conf.Target {
@@ -224,8 +229,8 @@ func (t *Traceroute) HandleError(e Error) {
 	t.wake()
 }
 
-// Result is what is known so far, without names: see Resolver.NameResult. Behind the first hop limit with a final
-// answer there are no hops.
+// Result is what is known so far, without names: see Resolver.NameResult. Behind the first hop limit
+// with a final answer there are no hops.
 func (t *Traceroute) Result() *Result {
 	t.mu.Lock()
 	probes := slices.Clone(t.probes)

@@ -433,8 +433,8 @@ type outcome struct {
 	took time.Duration
 }
 
-// run runs a traceroute against an agent that plays what script says once the job has come, in a bubble where time is
-// as the script has it.
+// run runs a traceroute against an agent that plays what script says once the job has come, in a bubble
+// where time is as the script has it.
 func run(t *testing.T, text string, script func(t *testing.T, tr *volta.Traceroute)) (got outcome) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
