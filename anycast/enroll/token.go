@@ -70,7 +70,8 @@ func pinOf(cert *x509.Certificate) Pin { return sha256.Sum256(cert.RawSubjectPub
 // Token invites one host, once: it says where the controller is, how to recognize it, and as whom
 // to join, and it holds a secret. It is made by [Authority.Token].
 //
-// Printed in any way, a Token is redacted; [Token.Reveal] gives the line for the other host.
+// Printed or logged, a Token is redacted; [Token.Reveal] gives the line for the other host. Do not keep one in an
+// unexported field of what is printed: package fmt calls no methods there.
 type Token struct {
 	Identity   Identity
 	Controller string    // HOST:PORT
