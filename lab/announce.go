@@ -5,6 +5,7 @@ package lab
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"net/netip"
 	"slices"
@@ -80,10 +81,7 @@ func (o *AnnounceOptions) changed(old announcements, n *planNode, withdraw bool)
 	if len(prefixes) == 0 {
 		return nil, fmt.Errorf("%s has no addresses to announce: %w", n.name, ErrNotHeld)
 	}
-	out := announcements{}
-	for k, a := range old {
-		out[k] = a
-	}
+	out := maps.Clone(old)
 	for _, prefix := range prefixes {
 		k := holding{n, prefix.Masked()}
 		if !n.holds(k.prefix) {

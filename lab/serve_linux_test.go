@@ -164,6 +164,12 @@ func TestServe(t *testing.T) {
 	if st, err = c.Status(t.Context()); err != nil || st.Wires[0].Forward != "1ms" || st.Wires[0].Backward != "30ms, loss 50%" {
 		t.Errorf("wire after set: %+v, %v", st.Wires, err)
 	}
+	if err := c.Withdraw(t.Context(), "a", AnnounceOptions{}); !errors.Is(err, ErrNotHeld) {
+		t.Errorf("withdraw nothing: got %v, want %v", err, ErrNotHeld)
+	}
+	if err := c.Announce(t.Context(), "x", AnnounceOptions{}); !errors.Is(err, ErrNoNode) {
+		t.Errorf("announce at an unknown host: got %v, want %v", err, ErrNoNode)
+	}
 	if g, err := c.Graph(t.Context(), "mermaid"); err != nil || !strings.Contains(g, "30ms, loss 50%") {
 		t.Errorf("graph: %q, %v", g, err)
 	}

@@ -47,7 +47,7 @@ type Topology struct {
 type HostConfig struct {
 	// Addresses are put on the host's loopback interface and are reachable from everywhere: service
 	// and anycast addresses. The same prefix at several nodes is anycast: each node
-	// routes to the nearest.
+	// routes to the nearest. Of a prefix the host answers for every address.
 	Addresses []netip.Prefix
 	// Announce says how Addresses are announced where that is not plainly.
 	Announce []AnnounceConfig
