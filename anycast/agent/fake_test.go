@@ -194,7 +194,9 @@ func serve(t testing.TB, s *grpc.Server, l net.Listener) {
 	})
 }
 
-func (c *controller) dial(ctx context.Context, _ string) (net.Conn, error) { return c.listener.DialContext(ctx) }
+func (c *controller) dial(ctx context.Context, _ string) (net.Conn, error) {
+	return c.listener.DialContext(ctx)
+}
 
 func (c *controller) Attach(stream grpc.BidiStreamingServer[measurepb.FromAgent, measurepb.ToAgent]) error {
 	m, err := stream.Recv()

@@ -57,6 +57,7 @@ type plane struct {
 	senders               [2]sender // by IP version
 	express               express
 	paced                 paced
+	batches               uint64 // drawn from them
 	limit                 limit
 	hold                  int64 // mono; no sending before it, after the system refused for want of buffers
 	backoff               int64

@@ -33,8 +33,8 @@ type row struct {
 const (
 	// turn is how many probes an order without a rate sends before it is the next one's turn: those of a trace's window.
 	turn = 8
-	// expressShare is how many probes of a batch are for orders without a rate, if others are due.
-	expressShare = rawio.BatchSize * 3 / 4
+	// pacedShare is which part of the batches serves orders with a rate first, the others those without.
+	pacedShare = 4
 )
 
 // transmit sends at most a batch of what is due. It tells whether there was anything.
@@ -45,10 +45,16 @@ func (p *plane) transmit() bool {
 	p.hold = 0
 	if p.senders[0].n+p.senders[1].n == 0 {
 		room := p.limit.allows(p.now, rawio.BatchSize)
-		n := p.drawExpress(min(room, expressShare))
-		n += p.drawPaced(room - n)
-		n += p.drawExpress(room - n)
-		p.limit.spend(n)
+		first, second := p.drawExpress, p.drawPaced
+		if p.batches%pacedShare == 0 {
+			first, second = second, first
+		}
+		n := first(room)
+		n += second(room - n)
+		if n > 0 {
+			p.batches++
+			p.limit.spend(n)
+		}
 	}
 	any := false
 	for v := range p.senders {

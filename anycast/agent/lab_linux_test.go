@@ -1,0 +1,156 @@
+// Copyright The Fathom Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/seed5728abee/fathom/anycast/measurepb"
+	"github.com/seed5728abee/fathom/internal/rawio"
+	"github.com/seed5728abee/fathom/lab"
+	"github.com/seed5728abee/fathom/probe/stateless"
+)
+
+// startAt runs an agent on a host of a lab. Its controller is in memory.
+func startAt(t testing.TB, h *lab.Host, o Options) *Agent {
+	t.Helper()
+	if o.ID == "" {
+		o.ID = h.Name()
+	}
+	var a *Agent
+	if err := h.Do(func() (err error) {
+		a, err = New(o)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- a.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("run: %v", err)
+		}
+	})
+	return a
+}
+
+// pair is the lab of the measurements of speed: a --- b, a bare pair of interfaces.
+func pair(t testing.TB) *lab.Lab {
+	return lab.New(t, lab.MustParse(`
+		[host.a]
+		addresses = ["192.0.2.1", "2001:db8::1"]
+		[host.b]
+		addresses = ["203.0.113.10", "2001:db8:1::10"]
+		[[wire]]
+		ends = ["a", "b"]
+	`))
+}
+
+// count takes in answers, and acknowledges them, until there are so many or none comes for a while.
+func (a *attachment) count(want int) (answers int) {
+	idle := time.NewTimer(3 * time.Second)
+	for answers < want {
+		select {
+		case m, ok := <-a.in:
+			if !ok {
+				return answers
+			}
+			idle.Reset(3 * time.Second)
+			if got := m.GetAnswers(); got != nil {
+				answers += len(got.GetTimes())
+				a.order(&measurepb.Acknowledge{Seq: got.GetSeq()})
+			}
+		case <-idle.C:
+			return answers
+		}
+	}
+	return answers
+}
+
+// TestThroughput has one agent send and forward as fast as it can. It prints the rates; what it checks is that nothing is lost.
+func TestThroughput(t *testing.T) {
+	l := pair(t)
+	c := newController(t)
+	a := startAt(t, l.Host("a"), Options{Links: oneLink, Dial: c.dial, Anycast: shared[:]})
+	at := c.accept(0)
+	at.order(open(1, measurepb.Protocol_PROTOCOL_ICMP))
+	const orders, each = 10, 20000
+	began := time.Now()
+	for i := range orders {
+		s := send(1, uint64(i), 0, each, 0)
+		s.Stamps = false
+		at.order(s)
+	}
+	answers := at.count(orders * each)
+	took := time.Since(began)
+	s := a.Stats()
+	t.Logf("%d probes sent and %d answers forwarded in %v: %.0f /s; overrun %d", s.Sent, answers, took, float64(answers)/took.Seconds(), s.Overrun)
+	if answers != orders*each {
+		t.Errorf("%d answers to %d probes; statistics %+v", answers, orders*each, s)
+	}
+}
+
+// TestBurst has 100,000 answers arrive as fast as another host can send them.
+func TestBurst(t *testing.T) {
+	l := pair(t)
+	c := newController(t)
+	a := startAt(t, l.Host("a"), Options{Links: oneLink, Dial: c.dial, Anycast: shared[:]})
+	at := c.accept(0)
+	o := open(1, measurepb.Protocol_PROTOCOL_ICMP)
+	at.order(o)
+	// The order is done when its report is here, and then so is the session open.
+	at.order(send(1, 1, 0, 1, 0))
+	if at.count(1) != 1 {
+		t.Fatal("no answer before the burst")
+	}
+	conf, err := sessionConfig(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	codec, err := stateless.New(conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const burst = 100000
+	msgs := make([]rawio.Message, burst)
+	for i := range msgs {
+		p := stateless.Probe{Src: shared[0], Dst: target[0], TTL: 64, Number: uint16(i % 60000), Flow: uint16(i / 60000), Time: 1}
+		b, err := codec.Append(nil, &p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		msgs[i] = rawio.Message{Data: answer(b), Addr: netip.AddrPortFrom(shared[0], 0)}
+	}
+	var sender rawio.Conn
+	if err := l.Host("b").Do(func() error {
+		h, err := rawio.NewHost()
+		if err != nil {
+			return err
+		}
+		t.Cleanup(func() { h.Close() })
+		sender, err = h.Open(rawio.Spec{Version: 4, Kind: rawio.RawHeader})
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	for rest := msgs; len(rest) > 0; {
+		n, err := sender.Send(rest)
+		if err != nil && !transient(err) {
+			t.Fatal(err)
+		}
+		rest = rest[n:]
+	}
+	sent := time.Since(began)
+	answers := at.count(burst)
+	t.Logf("%d answers that arrived within %v forwarded in %v", answers, sent, time.Since(began))
+	if answers != burst {
+		t.Errorf("%d of %d answers; statistics %+v", answers, burst, a.Stats())
+	}
+}
