@@ -263,7 +263,8 @@ func (c *Credentials) KeepFresh(ctx context.Context, renew func(ctx context.Cont
 
 // Explain adds to an error of a connection what the controller's TLS alert means for a member:
 // [ErrRevoked], [ErrExpired], [ErrUntrusted] or [ErrNoCertificate]. Other errors stay as they are. It goes by the text,
-// because crypto/tls and gRPC keep nothing else of an alert.
+// because crypto/tls and gRPC keep nothing else of an alert. An alert may get lost when the connection is reset
+// behind it; then the next attempt shows it.
 func Explain(err error) error {
 	if err == nil {
 		return nil
