@@ -46,7 +46,7 @@ type Definition struct {
 	// Note is put into the probes' payload where there is one: the address of a page that explains the measurement, say.
 	Note string `json:"note,omitempty"`
 	// Timeout is how long an answer is waited for. Default 2 s.
-	Timeout time.Duration `json:"timeout,omitempty"`
+	Timeout time.Duration `json:"timeout_ns,omitempty"`
 	// Attempts is how often a target without an answer is probed. Default 1; for a trace, the probes per hop, default 3.
 	Attempts int `json:"attempts,omitempty"`
 
@@ -76,7 +76,7 @@ type Pace struct {
 	// about that the answers are distorted (ISI-TR-717). Less than 0 is no limit.
 	PerNetwork float64 `json:"per_network,omitempty"`
 	// SiteGap is the least time between probes from different sites to one target. Default 1 s, less than 0 is none.
-	SiteGap time.Duration `json:"site_gap,omitempty"`
+	SiteGap time.Duration `json:"site_gap_ns,omitempty"`
 }
 
 // Method is how a trace looks for the path.
@@ -110,7 +110,7 @@ type FlippingOptions struct {
 	Protocols []stateless.Kind `json:"protocols,omitempty"`
 	// Rounds is how often all of it is repeated, Interval how far apart. Defaults 2 and 10 s.
 	Rounds   int           `json:"rounds,omitempty"`
-	Interval time.Duration `json:"interval,omitempty"`
+	Interval time.Duration `json:"interval_ns,omitempty"`
 	// NoPaths leaves out the traces that look for the hop where the paths of a flipping target part.
 	NoPaths bool `json:"no_paths,omitempty"`
 }
@@ -118,11 +118,11 @@ type FlippingOptions struct {
 // WatchOptions are those of a convergence watch.
 type WatchOptions struct {
 	// Interval is how often each target is probed. Default 100 ms.
-	Interval time.Duration `json:"interval,omitempty"`
+	Interval time.Duration `json:"interval_ns,omitempty"`
 	// Duration is how long. Default 60 s.
-	Duration time.Duration `json:"duration,omitempty"`
+	Duration time.Duration `json:"duration_ns,omitempty"`
 	// Settle is how long nothing may have moved for the catchments to count as converged. Default 3 s.
-	Settle time.Duration `json:"settle,omitempty"`
+	Settle time.Duration `json:"settle_ns,omitempty"`
 }
 
 // Weight is how much a network counts.
@@ -134,7 +134,7 @@ type Weight struct {
 // Schedule repeats a measurement.
 type Schedule struct {
 	// Every is the time from one start to the next, at least a second. A run that is not over by then delays the next.
-	Every time.Duration `json:"every"`
+	Every time.Duration `json:"every_ns"`
 	// Until is when it ends; zero means when it is cancelled.
 	Until time.Time `json:"until,omitzero"`
 	// Alarm is the share of the networks (or, with weights, of the queries), from 0 to 1, whose catchment

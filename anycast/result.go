@@ -63,8 +63,8 @@ type Reply struct {
 	Responder netip.Addr `json:"responder,omitzero"`
 	Receiver  string     `json:"receiver,omitempty"`
 	// RTT is 0 if it is not known; ClockError bounds its error where sender and receiver differ.
-	RTT        time.Duration `json:"rtt,omitempty"`
-	ClockError time.Duration `json:"clock_error,omitempty"`
+	RTT        time.Duration `json:"rtt_ns,omitempty"`
+	ClockError time.Duration `json:"clock_error_ns,omitempty"`
 	HasICMP    bool          `json:"has_icmp,omitempty"`
 	ICMPType   uint8         `json:"icmp_type"`
 	ICMPCode   uint8         `json:"icmp_code"`
@@ -104,8 +104,8 @@ type Catch struct {
 	Flow  uint16 `json:"flow,omitempty"`
 	Round int    `json:"round,omitempty"`
 	// RTT is 0 if it is not known; ClockError bounds its error where sender and receiver differ.
-	RTT        time.Duration `json:"rtt,omitempty"`
-	ClockError time.Duration `json:"clock_error,omitempty"`
+	RTT        time.Duration `json:"rtt_ns,omitempty"`
+	ClockError time.Duration `json:"clock_error_ns,omitempty"`
 	ReplyTTL   uint8         `json:"reply_ttl,omitempty"`
 	// Text is what a CHAOS or NSID query brought.
 	Text string `json:"text,omitempty"`
@@ -117,7 +117,7 @@ type Catch struct {
 // SiteRTT is a round-trip time from one site.
 type SiteRTT struct {
 	Site string        `json:"site"`
-	RTT  time.Duration `json:"rtt"`
+	RTT  time.Duration `json:"rtt_ns"`
 }
 
 // LatencyResult is how far a target is from the site that catches it, and from the others.
@@ -125,12 +125,12 @@ type LatencyResult struct {
 	Target netip.Addr `json:"target"`
 	// Catcher is the site that catches the target's answers, RTT the time from there and back: one clock.
 	Catcher string        `json:"catcher,omitempty"`
-	RTT     time.Duration `json:"rtt,omitempty"`
+	RTT     time.Duration `json:"rtt_ns,omitempty"`
 	// Unicast are the times from every site by its own address, nearest first.
 	Unicast []SiteRTT `json:"unicast,omitempty"`
 	// Best is the nearest site, Inflation how much longer than from there it takes to the catcher, by unicast if that is known.
 	Best      string        `json:"best,omitempty"`
-	Inflation time.Duration `json:"inflation"`
+	Inflation time.Duration `json:"inflation_ns"`
 	Time      time.Time     `json:"time"`
 }
 
@@ -146,7 +146,7 @@ type FlipResult struct {
 	// Catches are the observations.
 	Catches []Catch `json:"catches"`
 	// Spread is the difference between the slowest and the fastest site's median RTT, where known.
-	Spread time.Duration `json:"spread,omitempty"`
+	Spread time.Duration `json:"spread_ns,omitempty"`
 	// Parting is the hop after which the paths of two flows part, nil if it was not looked for or found.
 	Parting *Parting `json:"parting,omitempty"`
 }
@@ -167,7 +167,7 @@ type Move struct {
 	To   string    `json:"to,omitempty"`
 	Time time.Time `json:"time"`
 	// Gap is how long no answer came home in between.
-	Gap time.Duration `json:"gap,omitempty"`
+	Gap time.Duration `json:"gap_ns,omitempty"`
 }
 
 // WatchResult is the catchments during one interval of a watch.
@@ -196,11 +196,11 @@ type Summary struct {
 	Sites  map[string]int     `json:"sites,omitempty"`
 	Weight map[string]float64 `json:"weight,omitempty"`
 	// Converged is how long the catchments of a watch took to settle after the first move.
-	Converged time.Duration `json:"converged,omitempty"`
+	Converged time.Duration `json:"converged_ns,omitempty"`
 	Moved     int           `json:"moved,omitempty"`
 	// Notes are what the user should know, such as a site that was lost on the way.
 	Notes []string      `json:"notes,omitempty"`
-	Took  time.Duration `json:"took"`
+	Took  time.Duration `json:"took_ns"`
 }
 
 // Alarm tells that catchments shifted between two runs of a schedule.
@@ -226,7 +226,7 @@ type Progress struct {
 	Sent     uint64 `json:"sent"`
 	Answered uint64 `json:"answered"`
 	// Left is the time that the rest will take, 0 if that is not known.
-	Left time.Duration `json:"left,omitempty"`
+	Left time.Duration `json:"left_ns,omitempty"`
 }
 
 // Sink takes what a program finds, as it finds it. Its methods may be called from several goroutines; an error (a full
