@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"net/netip"
+	"path"
 	"strings"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/seed5728abee/fathom/anycast"
+	"github.com/seed5728abee/fathom/anycast/access"
 	"github.com/seed5728abee/fathom/anycast/enroll"
 	"github.com/seed5728abee/fathom/anycast/measurepb"
 	"github.com/seed5728abee/fathom/anycast/volta/anycastpb"
@@ -29,7 +31,8 @@ const revocationInterval = 5 * time.Second
 // caller is who makes a call.
 type caller struct {
 	id   enroll.Identity // nobody over cleartext
-	addr string          // host, without port
+	from netip.AddrPort
+	addr string // host, without port
 	tls  *tls.ConnectionState
 }
 
@@ -83,7 +86,7 @@ func (c *Controller) admit(ctx context.Context, method string) (caller, error) {
 	}
 	who.addr = p.Addr.String()
 	if ap, err := netip.ParseAddrPort(who.addr); err == nil {
-		who.addr = ap.Addr().Unmap().String()
+		who.from, who.addr = ap, ap.Addr().Unmap().String()
 	}
 	if info, ok := p.AuthInfo.(credentials.TLSInfo); ok {
 		who.tls = &info.State
@@ -126,7 +129,7 @@ func (c *Controller) unary(ctx context.Context, req any, info *grpc.UnaryServerI
 	if err == nil {
 		return handler(context.WithValue(ctx, callerKey{}, who), req)
 	}
-	c.audit(ctx, who, info.FullMethod, "", err)
+	c.audit(who, path.Base(info.FullMethod), "", err)
 	return nil, err
 }
 
@@ -135,7 +138,7 @@ func (c *Controller) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServ
 	if err == nil {
 		return handler(srv, &admitted{ServerStream: ss, ctx: context.WithValue(ss.Context(), callerKey{}, who)})
 	}
-	c.audit(ss.Context(), who, info.FullMethod, "", err)
+	c.audit(who, path.Base(info.FullMethod), "", err)
 	return err
 }
 
@@ -161,7 +164,8 @@ func statusOf(err error) error {
 		{enroll.ErrRole, codes.PermissionDenied},
 		{enroll.ErrRevoked, codes.Unauthenticated},
 		{enroll.ErrExpired, codes.Unauthenticated},
-		// access.ErrQuota
+		{access.ErrQuota, codes.ResourceExhausted},
+		{anycast.ErrDefinition, codes.InvalidArgument},
 		{anycast.ErrNoMeasurement, codes.NotFound},
 		{anycast.ErrNoPorts, codes.ResourceExhausted},
 		{errReplaced, codes.Aborted},

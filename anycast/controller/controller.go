@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/seed5728abee/fathom/anycast"
+	"github.com/seed5728abee/fathom/anycast/access"
 	"github.com/seed5728abee/fathom/anycast/enroll"
 	"github.com/seed5728abee/fathom/anycast/measurepb"
 	"github.com/seed5728abee/fathom/anycast/volta"
@@ -42,6 +43,10 @@ type Options struct {
 	Insecure bool
 	// Store keeps measurements. Default: the last 100, in memory.
 	Store anycast.Store
+	// Audit gets a line for every call of a person's or a program's, and for every one that is refused. Quotas bound
+	// what each may ask for; without certificates their hosts do. Nil is neither.
+	Audit  *access.Audit
+	Quotas *access.Quotas
 	// Programs are further text requests, by their first word. Those of other words are Voltadomar's.
 	Programs map[string]anycast.NewProgram
 	// Resolver looks up destinations and the names of routers. Default: the system's, each lookup bounded.
@@ -98,6 +103,8 @@ type Controller struct {
 	work     sync.WaitGroup  // measurements
 	streams  sync.WaitGroup  // goroutines of agents' connections
 
+	auditFailed sync.Once
+
 	mu     sync.Mutex
 	runs   map[string]*run // under way, or in unkept
 	unkept map[string]*run // over, but the store did not take how
@@ -151,7 +158,7 @@ func New(o Options) (*Controller, error) {
 		t = newTransport(config, o.Insecure)
 	}
 	c.server = grpc.NewServer(
-		grpc.Creds(t), grpc.ConnectionTimeout(handshakeTimeout), grpc.MaxRecvMsgSize(maxMessage), grpc.MaxConcurrentStreams(maxCalls),
+		grpc.Creds(t), grpc.ForceServerCodecV2(volta.Codec()), grpc.ConnectionTimeout(handshakeTimeout), grpc.MaxRecvMsgSize(maxMessage), grpc.MaxConcurrentStreams(maxCalls),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveMin, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.ChainUnaryInterceptor(c.unary), grpc.ChainStreamInterceptor(c.stream),
@@ -301,7 +308,7 @@ func (s *enrolmentService) Enroll(ctx context.Context, req *measurepb.EnrollRequ
 	}
 	reply, id, err := s.opts.Authority.Respond(*who.tls, req.GetRequest())
 	who.id = id
-	s.audit(ctx, who, "enroll", "", err)
+	s.audit(who, "enroll", "", err)
 	if err != nil {
 		s.log.Warn("enrolment refused", "peer", who.addr, "error", err)
 	}

@@ -36,7 +36,7 @@ func (s *measureService) Start(stream measurepb.Measure_StartServer) error {
 	ctx := stream.Context()
 	who := callerOf(ctx)
 	id, attached, err := s.start(ctx, who, stream.Recv)
-	s.audit(ctx, who, "start", id, err)
+	s.audit(who, "start", id, err)
 	if err != nil {
 		return statusOf(err)
 	}
@@ -60,7 +60,10 @@ func (s *measureService) start(ctx context.Context, who caller, recv func() (*me
 	if err != nil {
 		return "", false, fmt.Errorf("%w: definition: %w", errInvalid, err)
 	}
-	list := s.newTargetList(who)
+	if err := s.admitRequest(who); err != nil {
+		return "", false, err
+	}
+	list := &targetList{c: s.Controller}
 	for m := first; ; {
 		if err := list.add(m); err != nil {
 			return "", false, err
@@ -81,10 +84,10 @@ func (s *measureService) start(ctx context.Context, who caller, recv func() (*me
 
 // Follow tells what a measurement found so far, and goes on until it ends.
 func (s *measureService) Follow(req *measurepb.FollowRequest, stream measurepb.Measure_FollowServer) error {
-	ctx := stream.Context()
-	err := s.follow(ctx, req.GetId(), stream.Send)
-	s.audit(ctx, callerOf(ctx), "follow", req.GetId(), err)
-	return statusOf(err)
+	if err := s.call(stream.Context(), "follow", req.GetId()); err != nil {
+		return statusOf(err)
+	}
+	return statusOf(s.follow(stream.Context(), req.GetId(), stream.Send))
 }
 
 // follow tells all about a measurement: its state, everything it found, in order, each once, and its end.
@@ -248,19 +251,22 @@ func (b *foundBatch) flush(send func(*measurepb.Event) error) error {
 
 // Cancel ends a measurement, or a schedule and the run it is in.
 func (s *measureService) Cancel(ctx context.Context, req *measurepb.CancelRequest) (*measurepb.CancelResponse, error) {
-	err := s.cancelMeasurement(ctx, req.GetId())
-	s.audit(ctx, callerOf(ctx), "cancel", req.GetId(), err)
-	return &measurepb.CancelResponse{}, statusOf(err)
+	if err := s.call(ctx, "cancel", req.GetId()); err != nil {
+		return nil, statusOf(err)
+	}
+	return &measurepb.CancelResponse{}, statusOf(s.cancelMeasurement(ctx, req.GetId()))
 }
 
 // List gives the measurements that match, newest first.
 func (s *measureService) List(ctx context.Context, req *measurepb.ListRequest) (*measurepb.ListResponse, error) {
+	if err := s.call(ctx, "list", req.GetId()); err != nil {
+		return nil, statusOf(err)
+	}
 	q, err := measurepb.ToQuery(req)
 	if err != nil {
 		return nil, statusOf(fmt.Errorf("%w: %w", errInvalid, err))
 	}
 	list, err := s.list(ctx, q)
-	s.audit(ctx, callerOf(ctx), "list", q.Measurement, err)
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -282,28 +288,33 @@ const maxListBytes = 3 << 20
 // Results gives stored results.
 func (s *measureService) Results(req *measurepb.ListRequest, stream measurepb.Measure_ResultsServer) error {
 	ctx := stream.Context()
+	if err := s.call(ctx, "results", req.GetId()); err != nil {
+		return statusOf(err)
+	}
 	q, err := measurepb.ToQuery(req)
 	if err != nil {
-		err = fmt.Errorf("%w: %w", errInvalid, err)
-	} else if err = s.store.Flush(ctx); err != nil {
-		err = fmt.Errorf("%w: %w", errStore, err)
-	} else {
-		_, err = s.sendQuery(ctx, q, 0, stream.Send)
+		return statusOf(fmt.Errorf("%w: %w", errInvalid, err))
 	}
-	s.audit(ctx, callerOf(ctx), "results", q.Measurement, err)
+	if err := s.store.Flush(ctx); err != nil {
+		return statusOf(fmt.Errorf("%w: %w", errStore, err))
+	}
+	_, err = s.sendQuery(ctx, q, 0, stream.Send)
 	return statusOf(err)
 }
 
 // Delete forgets a measurement that is over, and its results.
 func (s *measureService) Delete(ctx context.Context, req *measurepb.DeleteRequest) (*measurepb.DeleteResponse, error) {
-	err := s.deleteMeasurement(ctx, req.GetId())
-	s.audit(ctx, callerOf(ctx), "delete", req.GetId(), err)
-	return &measurepb.DeleteResponse{}, statusOf(err)
+	if err := s.call(ctx, "delete", req.GetId()); err != nil {
+		return nil, statusOf(err)
+	}
+	return &measurepb.DeleteResponse{}, statusOf(s.deleteMeasurement(ctx, req.GetId()))
 }
 
 // Sites gives the connected sites.
 func (s *measureService) Sites(ctx context.Context, _ *measurepb.SitesRequest) (*measurepb.SitesResponse, error) {
-	s.audit(ctx, callerOf(ctx), "sites", "", nil)
+	if err := s.call(ctx, "sites", ""); err != nil {
+		return nil, statusOf(err)
+	}
 	resp := &measurepb.SitesResponse{}
 	for _, site := range s.fleet.Sites() {
 		resp.Sites = append(resp.Sites, measurepb.FromSite(&site))

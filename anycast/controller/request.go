@@ -29,7 +29,7 @@ func (c *Controller) userRequest(ctx context.Context, req *anycastpb.Request) (*
 	if code != http.StatusOK {
 		err = fmt.Errorf("code %d: %s", code, printable(output, 200))
 	}
-	c.audit(ctx, who, "request", printable(req.GetCommand(), 200), err)
+	c.audit(who, "request", printable(req.GetCommand(), 200), err)
 	c.metrics.request(code, time.Since(start).Seconds())
 	return &anycastpb.Response{Code: code, Output: output}, nil
 }

@@ -31,13 +31,8 @@ const (
 // targetList gathers the targets of a measurement.
 type targetList struct {
 	c       *Controller
-	max     int
 	targets []anycast.Target
 	names   int
-}
-
-func (c *Controller) newTargetList(who caller) *targetList {
-	return &targetList{c: c, max: c.targetLimit(who)}
 }
 
 // add takes the targets of one message.
@@ -66,8 +61,8 @@ func (l *targetList) add(m *measurepb.StartRequest) error {
 }
 
 func (l *targetList) fits(more int) error {
-	if len(l.targets)+more > l.max {
-		return fmt.Errorf("%w: more than %d targets", errInvalid, l.max)
+	if len(l.targets)+more > maxTargets {
+		return fmt.Errorf("%w: more than %d targets", errInvalid, maxTargets)
 	}
 	return nil
 }
