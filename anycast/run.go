@@ -171,4 +171,3 @@ func (r *run) take() *targetSet {
 func (r *run) latency(ctx context.Context) error  { return nil }
 func (r *run) flipping(ctx context.Context) error { return nil }
 func (r *run) watch(ctx context.Context) error    { return nil }
-func (r *run) trace(ctx context.Context) error    { return nil }

@@ -4,6 +4,7 @@
 package trace
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -115,6 +116,27 @@ func (g *Graph) Hops() [][]int {
 		hops[len(hops)-1] = append(hops[len(hops)-1], i)
 	}
 	return hops
+}
+
+// Sort puts nodes and edges that were added in any order into the order that Graph describes.
+func (g *Graph) Sort() {
+	order := make([]int, len(g.Nodes))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(a, b int) int {
+		return cmp.Or(g.Nodes[a].TTL-g.Nodes[b].TTL, compareNodes(g.Nodes[a], g.Nodes[b]))
+	})
+	nodes, at := make([]Node, len(order)), make([]int, len(order))
+	for i, old := range order {
+		nodes[i], at[old] = g.Nodes[old], i
+	}
+	g.Nodes = nodes
+	for i := range g.Edges {
+		e := &g.Edges[i]
+		e.From, e.To = at[e.From], at[e.To]
+	}
+	slices.SortFunc(g.Edges, func(a, b Edge) int { return cmp.Or(a.From-b.From, a.To-b.To) })
 }
 
 // Next gives the nodes that a node goes on to, as indexes into Nodes.

@@ -21,8 +21,7 @@ type Via interface {
 	Probe(ctx context.Context, req probe.Request) (probe.Result, error)
 }
 
-// starter is what a Via may have beside Probe: a way to send without a goroutine for each probe,
-// and in the order of the calls. *probe.Prober has it.
+// starter is Starter as *probe.Prober has it.
 type starter interface {
 	Start(req probe.Request, done func(probe.Result)) (probe.Handle, error)
 	Cancel(probe.Handle)
@@ -30,23 +29,41 @@ type starter interface {
 
 var _ starter = (*probe.Prober)(nil)
 
+// Starter is what a Via may have beside Probe: a way to send without a goroutine for each probe, and in the order of
+// the calls.
+//
+// StartProbe sends a probe. done is called once with what Probe would return (the error as Result.Err), on any
+// goroutine, and does not block; cancel ends the probe early. If StartProbe fails, done is not called.
+type Starter interface {
+	StartProbe(req probe.Request, done func(probe.Result)) (cancel func(), err error)
+}
+
 // send sends a probe. done is called once with what Probe would return, on any goroutine, and must
 // not block; wg has it counted until then. The probe ends early when cancel is called, which has to be done in any case.
 func send(ctx context.Context, wg *sync.WaitGroup, via Via, req probe.Request, done func(probe.Result, error)) (cancel func()) {
-	if s, ok := via.(starter); ok {
-		wg.Add(1)
-		h, err := s.Start(req, func(r probe.Result) {
-			defer wg.Done()
-			done(r, r.Err)
-		})
-		if err != nil {
-			defer wg.Done()
-			done(probe.Result{Status: probe.Failed, Err: err}, err)
-			return func() {}
+	var start func(probe.Request, func(probe.Result)) (func(), error)
+	switch s := via.(type) {
+	case Starter:
+		start = s.StartProbe
+	case starter:
+		start = func(req probe.Request, ended func(probe.Result)) (func(), error) {
+			h, err := s.Start(req, ended)
+			return func() { s.Cancel(h) }, err
 		}
-		return func() { s.Cancel(h) }
+	default:
+		ctx, cancel = context.WithCancel(ctx)
+		wg.Go(func() { done(via.Probe(ctx, req)) })
+		return cancel
 	}
-	ctx, cancel = context.WithCancel(ctx)
-	wg.Go(func() { done(via.Probe(ctx, req)) })
+	wg.Add(1)
+	cancel, err := start(req, func(r probe.Result) {
+		defer wg.Done()
+		done(r, r.Err)
+	})
+	if err != nil {
+		defer wg.Done()
+		done(probe.Result{Status: probe.Failed, Err: err}, err)
+		return func() {}
+	}
 	return cancel
 }
