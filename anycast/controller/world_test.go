@@ -128,7 +128,9 @@ func start(t testing.TB, o Options) *started {
 	return s
 }
 
-func (s *started) dial(ctx context.Context, _ string) (net.Conn, error) { return s.listen.DialContext(ctx) }
+func (s *started) dial(ctx context.Context, _ string) (net.Conn, error) {
+	return s.listen.DialContext(ctx)
+}
 
 func (s *started) conn() *grpc.ClientConn {
 	s.t.Helper()
