@@ -261,7 +261,7 @@ func TestDuplicateName(t *testing.T) {
 	if _, err := first.stream.Recv(); err == nil {
 		t.Error("the older one gets messages")
 	}
-	wait := second.run(func(j volta.Job) { second.send(volta.Done{SessionID: j.SessionID}) })
+	wait := second.run(func(volta.Job) {})
 	if code, output := s.request("volta old 203.0.113.10 -w 0"); code != 200 {
 		t.Errorf("%d %s", code, output)
 	}
@@ -474,6 +474,8 @@ func TestAdmissionIsFair(t *testing.T) {
 			t.Errorf("who leaves: %v", err)
 		}
 		time.Sleep(time.Hour)
+		mu.Lock()
+		defer mu.Unlock()
 		if at := slices.Index(order, "other"); at < 0 || at > 4 {
 			t.Errorf("the other client came as number %d", at)
 		}
