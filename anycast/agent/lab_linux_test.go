@@ -154,3 +154,105 @@ func TestBurst(t *testing.T) {
 		t.Errorf("%d of %d answers; statistics %+v", answers, burst, a.Stats())
 	}
 }
+
+// TestSites sends from one place of an anycast address, and hears the answers at another: see the drawing in
+// examples/anycast.toml. What nyc sends to la1 is answered to ams; what it sends to us1, to itself.
+func TestSites(t *testing.T) {
+	topology, err := lab.ReadFile("../../examples/anycast.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := lab.New(t, topology)
+	c := newController(t)
+	names := []string{"ams", "nyc", "sin"}
+	for _, name := range names {
+		startAt(t, l.Host(name), Options{Links: oneLink, Dial: c.dial, Anycast: shared[:]})
+	}
+	sites := map[string]*attachment{}
+	for range names {
+		a := c.accept(0)
+		sites[a.hello.GetAgentId()] = a
+	}
+	var opens []*measurepb.Open
+	for i, proto := range []measurepb.Protocol{measurepb.Protocol_PROTOCOL_ICMP, measurepb.Protocol_PROTOCOL_UDP, measurepb.Protocol_PROTOCOL_TCP} {
+		opens = append(opens, open(uint32(i+1), proto))
+	}
+	tab := table(t, opens...)
+	for _, a := range sites {
+		for _, o := range opens {
+			a.order(o)
+		}
+		// Sessions are open when an order that came later is done.
+		a.order(&measurepb.Send{Session: 1})
+		if r := a.next().GetSent(); r.GetError() != "" {
+			t.Fatal(r)
+		}
+	}
+	const hops = 5 // core-us, core-eu or the provider, the provider, the customer: fewer than that
+	for i, name := range []string{"la1", "us1"} {
+		catcher := []string{"ams", "nyc"}[i]
+		dst := [2]netip.Addr{l.Host(name).Addr(), l.Host(name).Addr6()}
+		for v := range 2 {
+			for _, o := range opens {
+				s := &measurepb.Send{Session: o.GetSession(), Batch: 1, Ipv6: v == 1, Targets: dst[v].AsSlice(), Stamps: true}
+				for ttl := range uint32(hops) {
+					s.Ttls = append(s.Ttls, ttl+1)
+					s.Numbers = append(s.Numbers, ttl+1)
+				}
+				began := time.Now().UnixNano()
+				sites["nyc"].order(s)
+				sent := false
+				var arrived [3]bool
+				for end := time.After(patience); !sent || !arrived[0] || !arrived[2]; {
+					var got *measurepb.FromAgent
+					var at string
+					select {
+					case got = <-sites["ams"].in:
+						at = "ams"
+					case got = <-sites["nyc"].in:
+						at = "nyc"
+					case got = <-sites["sin"].in:
+						at = "sin"
+					case <-end:
+						t.Fatalf("%s over IPv%d to %s: sent %v, answers %v", o.GetProtocol(), 4+2*v, name, sent, arrived)
+					}
+					if r := got.GetSent(); r != nil {
+						sent = true
+						if r.GetError() != "" || r.GetCount() != hops || !r.GetKernel() {
+							t.Fatalf("report %v", r)
+						}
+						for _, when := range absolute(r.GetTimes()) {
+							if when < began || when > time.Now().UnixNano() {
+								t.Errorf("left at %d, asked for at %d", when, began)
+							}
+						}
+					}
+					for _, r := range unpack(t, got.GetAnswers()) {
+						a := parse(t, tab, r)
+						if a.Target != dst[v] || a.Local != shared[v] || r.time < began {
+							t.Errorf("at %s: %+v, arrived at %d", at, a, r.time)
+						}
+						if a.Responder == dst[v] {
+							arrived[2] = true
+							if at != catcher {
+								t.Errorf("%s's answer came home at %s, want %s", name, at, catcher)
+							}
+						} else if a.Number == 1 {
+							arrived[0] = true // the router before nyc
+							if at != "nyc" {
+								t.Errorf("answer of %v came home at %s", a.Responder, at)
+							}
+						}
+					}
+				}
+				// The other answers to this order may still come.
+				time.Sleep(50 * time.Millisecond)
+				for _, a := range sites {
+					for len(a.in) > 0 {
+						<-a.in
+					}
+				}
+			}
+		}
+	}
+}

@@ -4,6 +4,7 @@
 package agent
 
 import (
+	"slices"
 	"sync"
 
 	"github.com/seed5728abee/fathom/anycast/measurepb"
@@ -22,6 +23,7 @@ type spool struct {
 	mu                 sync.Mutex // guards what follows
 	limit              int        // bytes
 	items              []item
+	gone               int    // of items, at the front
 	taken              int    // of items, on this connection
 	busy               bool   // the writer is at the last of them
 	sent, acknowledged uint64 // the highest number that was given to a writer, and that came back
@@ -118,22 +120,27 @@ func (s *spool) notify() {
 	}
 }
 
+// keptLocked is the items that are not acknowledged.
+func (s *spool) keptLocked() []item { return s.items[s.gone:] }
+
 // next is what to send next; false if there is nothing. To call it again is to be done with what it gave before.
 func (s *spool) next() (item, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.busy = false
 	s.forgetLocked()
-	if s.taken == len(s.items) {
+	if s.taken == len(s.keptLocked()) {
 		s.sealLocked()
 	}
-	if s.taken == len(s.items) {
+	kept := s.keptLocked()
+	if s.taken == len(kept) {
 		return item{}, false
 	}
+	it := kept[s.taken]
 	s.taken++
 	s.busy = true
-	s.sent = max(s.sent, s.items[s.taken-1].seq)
-	return s.items[s.taken-1], true
+	s.sent = max(s.sent, it.seq)
+	return it, true
 }
 
 // acknowledge forgets everything up to a number, as far as it was sent: a controller that claims more is wrong, and gets the rest.
@@ -150,18 +157,23 @@ func (s *spool) forgetLocked() {
 	if s.busy {
 		sent--
 	}
+	kept := s.keptLocked()
 	n := 0
-	for n < sent && s.items[n].seq <= s.acknowledged {
-		s.size -= s.items[n].size
-		if a := s.items[n].answers; a != nil && len(s.spare) < maxSpare {
+	for n < sent && kept[n].seq <= s.acknowledged {
+		s.size -= kept[n].size
+		if a := kept[n].answers; a != nil && len(s.spare) < maxSpare {
 			a.Times, a.Lengths, a.Packets = a.Times[:0], a.Lengths[:0], a.Packets[:0]
 			s.spare = append(s.spare, a)
 		}
-		s.items[n] = item{}
+		kept[n] = item{}
 		n++
 	}
-	s.items = s.items[n:]
 	s.taken -= n
+	// The front of the memory is used again when that costs less than to have appended.
+	if s.gone += n; 2*s.gone >= len(s.items) {
+		s.items = slices.Delete(s.items, 0, s.gone)
+		s.gone = 0
+	}
 }
 
 // restart makes a new connection begin with the oldest item that the controller has not. The last connection's writer
@@ -171,7 +183,8 @@ func (s *spool) restart(acknowledged uint64) {
 	defer s.mu.Unlock()
 	s.busy = false
 	s.acknowledged = max(s.acknowledged, min(acknowledged, s.sent))
-	for s.taken = 0; s.taken < len(s.items) && s.items[s.taken].seq <= s.acknowledged; s.taken++ {
+	kept := s.keptLocked()
+	for s.taken = 0; s.taken < len(kept) && kept[s.taken].seq <= s.acknowledged; s.taken++ {
 	}
 	s.forgetLocked()
 	s.taken = 0
@@ -185,7 +198,7 @@ func (s *spool) restart(acknowledged uint64) {
 func (s *spool) reset() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.items, s.taken, s.busy, s.size, s.open = nil, 0, false, 0, nil
+	s.items, s.gone, s.taken, s.busy, s.size, s.open = nil, 0, 0, false, 0, nil
 }
 
 // overfull tells that a controller asks for reports without ever acknowledging them.
