@@ -210,3 +210,47 @@ func BenchmarkLab(b *testing.B) {
 	}
 	b.ReportMetric(float64(b.N)/time.Since(began).Seconds(), "answers/s")
 }
+
+// BenchmarkSessions opens a session, sends eight probes, hears the answers and closes it, as for a trace; 64 at once.
+func BenchmarkSessions(b *testing.B) {
+	l := pair(b)
+	c := newController(b)
+	a := startAt(b, l.Host("a"), Options{Links: oneLink, Dial: c.dial, Anycast: shared[:]})
+	at := c.accept(0)
+	const atOnce, each, ports = 64, 8, 8
+	began := time.Now()
+	begun := 0
+	begin := func() {
+		id := uint32(begun)
+		o := open(id, measurepb.Protocol_PROTOCOL_ICMP)
+		o.FirstPort, o.Ports = 10000+id*ports%20000, ports
+		at.order(o)
+		at.order(send(id, uint64(id), 0, each, 0))
+		begun++
+	}
+	b.ResetTimer()
+	for range min(atOnce, b.N) {
+		begin()
+	}
+	for done, answers := 0, 0; done < b.N || answers < b.N*each; {
+		m := at.next()
+		if got := m.GetAnswers(); got != nil {
+			answers += len(got.GetTimes())
+			at.order(&measurepb.Acknowledge{Seq: got.GetSeq()})
+		}
+		if r := m.GetSent(); r != nil {
+			if r.GetCount() != each {
+				b.Fatal(r)
+			}
+			done++
+			at.order(&measurepb.Close{Session: r.GetSession(), Linger: int64(100 * time.Millisecond)})
+			if begun < b.N {
+				begin()
+			}
+		}
+	}
+	b.ReportMetric(float64(b.N)/time.Since(began).Seconds(), "sessions/s")
+	if st := a.Stats(); st.Links[0].Dropped+st.Overrun > 0 {
+		b.Errorf("%+v", st)
+	}
+}

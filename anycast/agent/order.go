@@ -164,8 +164,8 @@ func (q *paced) Pop() any {
 	return o
 }
 
-// allowance is how many probes of the first order may be sent, and moves its time on.
-func (q paced) allowance(now int64, most int) int {
+// draw tells how many probes of the first order may be sent, and moves its time on.
+func (q paced) draw(now int64, most int) int {
 	o := q[0]
 	step := float64(time.Second) / o.rate
 	if late := float64(now) - catchUp; o.due < late {

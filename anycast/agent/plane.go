@@ -26,44 +26,49 @@ import (
 // to do. Receiving comes first, and takes in several times as much as sending may have caused, so that the
 // queues stay short while probes are sent.
 type plane struct {
-	host     rawio.Host
-	log      *slog.Logger
-	epoch    time.Time
-	now      int64 // mono, of this turn
-	wall     int64 // at the same moment
-	links    []*link
+	// Set by newPlane.
+	host  rawio.Host
+	log   *slog.Logger
+	epoch time.Time
+	links []*link // set by New
+	// The addresses to send from, first the defaults.
+	anycast, unicast []netip.Addr
+
 	commands chan func()
 	quit     chan struct{} // closed by stop
 	done     chan struct{} // closed when run ends
 
-	anycast, unicast []netip.Addr
+	now  int64 // mono, of this turn
+	wall int64 // at the same moment
 
-	table    stateless.Table
-	answer   stateless.Answer
-	sessions map[sessionKey]*session
-	byCodec  map[*stateless.Codec]*session
+	// Which answers are recognised, and whose they are.
+	table     stateless.Table
+	sessions  map[sessionKey]*session
+	byCodec   map[*stateless.Codec]*session
+	lingering int   // sessions that only listen
+	reap      int64 // mono, when the first of them may have ended
 
-	lingering  int
-	reap       int64 // mono
-	narrower   bool
-	narrowed   int64 // mono
+	// Receiving.
+	receivers  [6]receiver
+	in         [2][rawio.BatchSize]rawio.Message // by IP version
+	whole6     [rawio.BatchSize][]byte           // around the buffers of in[1], with room for a header
+	answer     stateless.Answer
 	forwarding int   // links of Voltadomar's dialects
+	narrower   bool  // the filters may pass more than they must
+	narrowed   int64 // mono, when that was last looked at
+	looked     int64 // mono, when the queues were last asked what they dropped
 
-	receivers [6]receiver
-	in        [2][rawio.BatchSize]rawio.Message // by IP version
-	whole6    [rawio.BatchSize][]byte           // around the buffers of in[1], with room for a header
-	looked    int64                             // mono, when the queues were last asked what they dropped
-
-	senders               [2]sender // by IP version
-	express               express
-	paced                 paced
-	batches               uint64 // drawn from them
-	limit                 limit
-	hold                  int64 // mono; no sending before it, after the system refused for want of buffers
-	backoff               int64
-	probe                 stateless.Probe
-	last                  routed
-	stampTime, stampsLeft int64 // mono, up to which the allowance was counted; what is left
+	// Sending.
+	senders [2]sender // by IP version
+	express express
+	paced   paced
+	batches uint64 // drawn from both
+	limit   limit
+	hold    int64 // mono; no sending before it, after the system refused for want of buffers
+	backoff int64
+	probe   stateless.Probe
+	last    routed
+	allowed allowance
 
 	counters counters
 
@@ -114,7 +119,7 @@ func newPlane(host rawio.Host, o *Options) (*plane, error) {
 		host: host, log: o.Log, epoch: time.Now(), commands: make(chan func(), 64),
 		quit: make(chan struct{}), done: make(chan struct{}),
 		sessions: make(map[sessionKey]*session), byCodec: make(map[*stateless.Codec]*session),
-		reap: forever, limit: newLimit(o.Rate), stampsLeft: stampBurst,
+		reap: forever, limit: newLimit(o.Rate), allowed: allowance{left: stampBurst},
 		anycast: slices.Clone(o.Anycast), unicast: slices.Clone(o.Unicast),
 	}
 	p.clock()

@@ -4,13 +4,12 @@
 package agent
 
 import (
+	"container/heap"
 	"errors"
 	"fmt"
 	"net/netip"
 	"syscall"
 	"time"
-
-	"container/heap"
 
 	"github.com/seed5728abee/fathom/internal/rawio"
 )
@@ -86,7 +85,7 @@ func (p *plane) drawExpress(room int) (drawn int) {
 func (p *plane) drawPaced(room int) (drawn int) {
 	for drawn < room && len(p.paced) > 0 && p.paced[0].due <= float64(p.now) {
 		o := p.paced[0]
-		n := p.paced.allowance(p.now, room-drawn)
+		n := p.paced.draw(p.now, room-drawn)
 		drawn += n
 		p.prepare(o, n)
 		if o.next >= o.n {
@@ -264,23 +263,29 @@ func (p *plane) askStamps(tx *sender, msgs []rawio.Message, rows []row) bool {
 		p.takeStamps(tx)
 		ask = tx.owed.settle(p.now, tx.conn)
 	}
-	ask = ask && p.mayStamp(want)
+	ask = ask && p.allowed.take(p.now, want)
 	for k := range msgs {
 		msgs[k].StampTX = ask && rows[k].order.stamps
 	}
 	return ask
 }
 
-// mayStamp takes n departure stamps from the allowance, if they are there.
-func (p *plane) mayStamp(n int) bool {
+// allowance is how many departure stamps may be asked for.
+type allowance struct {
+	counted int64 // mono, up to when
+	left    int64
+}
+
+// take takes n stamps, if they are there.
+func (a *allowance) take(now int64, n int) bool {
 	const each = int64(time.Second) / stampRate
-	earned := (p.now - p.stampTime) / each
-	p.stampsLeft = min(p.stampsLeft+earned, stampBurst)
-	p.stampTime += earned * each
-	if p.stampsLeft < int64(n) {
+	earned := (now - a.counted) / each
+	a.left = min(a.left+earned, stampBurst)
+	a.counted += earned * each
+	if a.left < int64(n) {
 		return false
 	}
-	p.stampsLeft -= int64(n)
+	a.left -= int64(n)
 	return true
 }
 

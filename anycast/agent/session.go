@@ -254,6 +254,7 @@ func (p *plane) narrow() {
 				}
 			}
 		}
+		// The present ranges are these and perhaps more: see widen.
 		if len(ranges) != len(rx.ranges) {
 			rx.ranges = ranges
 			p.setFilter(rx)
