@@ -249,13 +249,13 @@ func (a *attachment) handle(m *measurepb.FromAgent, d *delivery) {
 	case *measurepb.FromAgent_Sent:
 		if a.fresh(e.Sent.GetSeq()) {
 			a.controller.fleet.sent(a.site, e.Sent)
-			a.safe(e.Sent.GetSeq())
 		}
+		a.safe(e.Sent.GetSeq())
 	case *measurepb.FromAgent_Answers:
 		if a.fresh(e.Answers.GetSeq()) {
 			a.controller.fleet.answers(a.site, e.Answers, d)
-			a.safe(e.Answers.GetSeq())
 		}
+		a.safe(e.Answers.GetSeq())
 	case *measurepb.FromAgent_Stats:
 		a.site.mu.Lock()
 		a.site.stats = e.Stats
@@ -273,9 +273,10 @@ func (a *attachment) fresh(seq uint64) bool {
 	return ok
 }
 
-// safe has a report acknowledged, in a moment.
+// safe has a report acknowledged, in a moment: also one that was repeated, because an earlier connection ended
+// before it could be acknowledged there.
 func (a *attachment) safe(seq uint64) {
-	a.received.Store(seq)
+	a.received.Store(max(seq, a.received.Load()))
 	if seq%ackEvery == 0 {
 		a.link.native.nudge()
 	}

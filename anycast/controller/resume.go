@@ -91,7 +91,7 @@ func (c *Controller) resume(ctx context.Context) error {
 			}
 			if err := c.resumeOne(ctx, m); err != nil {
 				c.log.Error("measurement cannot go on", "measurement", m.ID, "error", err)
-				m.State, m.Error = anycast.Interrupted, "cut by a restart of the controller: "+err.Error()
+				m.State, m.End, m.Error = anycast.Interrupted, time.Now(), "cut by a restart of the controller: "+err.Error()
 				if err := c.store.Update(ctx, m); err != nil {
 					return fmt.Errorf("%w: %w", errStore, err)
 				}

@@ -5,7 +5,6 @@ package controller
 
 import (
 	"context"
-	"net/netip"
 	"time"
 
 	"github.com/seed5728abee/fathom/anycast"
@@ -112,7 +111,8 @@ func (c *Controller) await(ctx context.Context, r *run) (anycast.Measurement, bo
 	}
 }
 
-// compare raises an alarm if more of the catchments moved between two runs than the schedule allows.
+// compare raises an alarm if more of the catchments moved between two runs than the schedule allows. The alarm belongs to the
+// schedule, which outlives its runs.
 func (c *Controller) compare(r *run, before, after string) error {
 	d := &r.m.Definition
 	if before == "" || d.Schedule.Alarm == 0 || d.Program != anycast.KindCatchment {
@@ -126,46 +126,27 @@ func (c *Controller) compare(r *run, before, after string) error {
 	if err != nil {
 		return err
 	}
-	moved, all := 0.0, 0.0
-	for network, site := range a {
-		now, ok := b[network]
-		if !ok {
-			continue // what does not answer at all has not moved
-		}
-		weight := 1.0
-		if len(d.Weights) > 0 {
-			weight = 0
-			for _, w := range d.Weights {
-				if w.Network.Overlaps(network) {
-					weight += w.Queries
-				}
-			}
-		}
-		all += weight
-		if now != site {
-			moved += weight
-		}
-	}
-	if all == 0 || moved/all < d.Schedule.Alarm {
+	share := anycast.Compare(a, b, d.Weights).Share()
+	if share <= d.Schedule.Alarm {
 		return nil
 	}
-	alarm := &anycast.Alarm{Before: before, After: after, Share: moved / all, Limit: d.Schedule.Alarm, Time: time.Now()}
+	alarm := &anycast.Alarm{Before: before, After: after, Share: share, Limit: d.Schedule.Alarm, Time: time.Now()}
 	c.metrics.alarms.Inc()
 	c.log.Warn("catchments moved", "measurement", after, "before", before, "share", alarm.Share, "limit", alarm.Limit)
 	return r.Results([]anycast.Result{alarm})
 }
 
-// catchments gives the site that catches each network.
-func (c *Controller) catchments(ctx context.Context, id string) (map[netip.Prefix]string, error) {
+// catchments gives the table of a run.
+func (c *Controller) catchments(ctx context.Context, id string) (*anycast.Table, error) {
 	if err := c.store.Flush(ctx); err != nil {
 		return nil, err
 	}
-	sites := map[netip.Prefix]string{}
+	table := new(anycast.Table)
 	err := c.store.Results(ctx, anycast.Query{Measurement: id}, func(_ string, r anycast.Result) bool {
-		if catch, ok := r.(*anycast.Catch); ok && catch.Receiver != "" {
-			sites[anycast.Network(catch.Target)] = catch.Receiver
+		if catch, ok := r.(*anycast.Catch); ok {
+			table.Add(catch)
 		}
 		return true
 	})
-	return sites, err
+	return table, err
 }

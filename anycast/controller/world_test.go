@@ -255,10 +255,11 @@ func (a *fakeAgent) tryAttach(t testing.TB, cc *grpc.ClientConn) error {
 	}
 	a.mu.Lock()
 	a.welcome, a.cancel, a.ended, a.stream = first.GetWelcome(), cancel, make(chan error, 1), stream
+	for len(a.kept) > 0 && seqOf(a.kept[0]) <= a.welcome.GetAcknowledged() {
+		a.kept = a.kept[1:]
+	}
 	for _, m := range a.kept {
-		if seqOf(m) > a.welcome.GetAcknowledged() {
-			stream.Send(m)
-		}
+		stream.Send(m)
 	}
 	ended := a.ended
 	a.mu.Unlock()
@@ -536,4 +537,12 @@ func answersOf(at time.Time, packets ...[]byte) *measurepb.FromAgent {
 		a.Packets = append(a.Packets, p...)
 	}
 	return &measurepb.FromAgent{Event: &measurepb.FromAgent_Answers{Answers: a}}
+}
+
+// deadResolver asks a server that does not answer.
+func deadResolver() *volta.Resolver {
+	return &volta.Resolver{Timeout: 200 * time.Millisecond, DNS: &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}}}
 }
