@@ -269,6 +269,7 @@ func (b *raw) prepare(i uint32) error {
 	case out == nil:
 		m.Addr = netip.AddrPortFrom(s.to(), 0)
 		m.IfIndex, m.Mark = index, r.Mark
+		m.Source = hintSource(s)
 	case len(m.Data) > out.MTU:
 		return b.unframe(v, tx.n)
 	default:
@@ -276,6 +277,15 @@ func (b *raw) prepare(i uint32) error {
 	}
 	tx.n++
 	return nil
+}
+
+// hintSource is the source that routing has chosen for slot s, for IPv6: see [rawio.Message]. A link-local one would be
+// nothing without its interface.
+func hintSource(s *slot) netip.Addr {
+	if s.req.LocalAddr.IsValid() || s.src.Is4() || s.src.IsLinkLocalUnicast() {
+		return netip.Addr{}
+	}
+	return s.src
 }
 
 // unframe makes message k of a framer the next message of the raw socket, which has room for it since a
@@ -292,6 +302,7 @@ func (b *raw) unframe(v, k int) error {
 	m.Data, from.msgs[k].Data = from.msgs[k].Data, m.Data
 	m.Addr = netip.AddrPortFrom(s.to(), 0)
 	m.IfIndex, m.Mark = index, 0
+	m.Source = hintSource(s)
 	to.slots[to.n] = i
 	to.n++
 	return nil

@@ -523,3 +523,28 @@ func TestNames(t *testing.T) {
 		}
 	}
 }
+
+// TestSourceHint: only a source that routing has chosen, over IPv6, spares the kernel its choice.
+func TestSourceHint(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, host := open(t, (&internet{}).carry, Options{})
+		last := watchSends(host)
+		for _, tt := range []struct {
+			req  Request
+			want netip.Addr
+		}{
+			{Request{Target: target[1]}, local[1]},
+			{Request{Target: target[1], Protocol: TCP}, local[1]},
+			{Request{Target: target[1], LocalAddr: local[1]}, netip.Addr{}},
+			{Request{Target: target[0]}, netip.Addr{}},
+			{Request{Target: target[0], Protocol: UDP}, netip.Addr{}},
+		} {
+			if r, err := p.Probe(t.Context(), tt.req); err != nil || r.Status != Replied {
+				t.Fatalf("%+v: %+v, %v", tt.req, r, err)
+			}
+			if got := last().Source; got != tt.want {
+				t.Errorf("%+v: source %v named, want %v", tt.req, got, tt.want)
+			}
+		}
+	})
+}

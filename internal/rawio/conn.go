@@ -46,7 +46,9 @@ type Message struct {
 	Link LinkAddr
 	// Local is the address that an arrival came to, if Spec.ReceiveLocal asks for it.
 	Local netip.Addr
-	// Source is the source address to send from, for sockets that do not carry it in Data.
+	// Source is the source address to send from, for sockets that do not carry it in Data. For RawHeader
+	// sockets of IPv6 it is a hint: while it is the same for all messages, and what routing chooses for them, the
+	// kernel need not choose again for each, which takes about 5 % of the processor time of an echo.
 	Source netip.Addr
 	// Mark is the routing mark to send with; needs CAP_NET_RAW or CAP_NET_ADMIN at that moment.
 	Mark uint32

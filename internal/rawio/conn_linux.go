@@ -39,7 +39,8 @@ type socket struct {
 	fd       int
 	version  int
 	kind     Kind
-	stamping int // SO_TIMESTAMPING flags to restore in ResetStamps
+	stamping int        // SO_TIMESTAMPING flags to restore in ResetStamps
+	hint     netip.Addr // of the last messages, see hintSource
 	rx, tx   *vector
 	zones    map[uint32]string // names of interfaces by number, for link-local senders
 	onClose  func()
@@ -331,7 +332,30 @@ func (c *socket) Send(msgs []Message) (int, error) {
 	return sent, nil
 }
 
+// hintSource binds the socket to the source that all of msgs name, or to none. What a header has does not
+// change by it, only whether the kernel chooses a source of its own before it looks at the header.
+func (c *socket) hintSource(msgs []Message) {
+	src := msgs[0].Source
+	for i := range msgs {
+		if msgs[i].Source != src {
+			src = netip.Addr{}
+			break
+		}
+	}
+	if src == c.hint {
+		return
+	}
+	c.hint = src
+	if src.Is6() && unix.Bind(c.fd, &unix.SockaddrInet6{Addr: src.As16()}) == nil {
+		return
+	}
+	_ = unix.Bind(c.fd, &unix.SockaddrInet6{}) // nothing is lost but time
+}
+
 func (c *socket) send(msgs []Message) (int, error) {
+	if c.kind == RawHeader && c.version == 6 {
+		c.hintSource(msgs)
+	}
 	v := c.tx
 	for i := range msgs {
 		m := &msgs[i]

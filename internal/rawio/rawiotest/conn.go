@@ -120,7 +120,7 @@ func (c *conn) take(m *rawio.Message) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if m.Source.IsValid() && !m.Source.IsUnspecified() {
+	if m.Source.IsValid() && !m.Source.IsUnspecified() && c.spec.Kind != rawio.RawHeader {
 		if !slices.Contains(h.addrs, m.Source) {
 			return nil, syscall.EINVAL // as IP_PKTINFO has it
 		}

@@ -46,6 +46,7 @@ func TestHost(t *testing.T, open func(t *testing.T) *Env) {
 		{"Echo", (*suite).echo},
 		{"Truncation", (*suite).truncation},
 		{"Filter", (*suite).filter},
+		{"Hints", (*suite).hints},
 		{"Stamps", (*suite).stamps},
 		{"Refused", (*suite).refused},
 		{"Long", (*suite).long},
@@ -358,6 +359,35 @@ func (e *suite) filter() error {
 }
 
 // stamps checks that departures are counted from 0, only those that asked, and again after a reset.
+// hints: whatever source a message with its header names, also none of the host's, the header's is what counts.
+func (e *suite) hints() error {
+	return e.each(func(v, _, _ int) error {
+		tx, rx, err := e.rawPair(v)
+		if err != nil {
+			return err
+		}
+		seq := uint16(0)
+		for _, sources := range [][]netip.Addr{
+			{e.Local[v], e.Local[v]}, {{}}, {e.Local[v], {}}, {e.Unrouted[v]}, {e.Local[v], e.Unrouted[v]}, {loopback[v]}, {e.Local[v]},
+		} {
+			var msgs []rawio.Message
+			for _, src := range sources {
+				msgs = append(msgs, rawio.Message{
+					Data: e.whole(v, e.request(v, seq, 4)), Addr: netip.AddrPortFrom(e.Target[v], 0), Source: src,
+				})
+				seq++
+			}
+			if n, err := tx.Send(msgs); n != len(msgs) || err != nil {
+				return fmt.Errorf("from %v: sent %d, error %v; want %d", sources, n, err, len(msgs))
+			}
+			if err := e.await(rx.Receive, buffers(len(msgs), 2048), len(msgs)); err != nil {
+				return fmt.Errorf("from %v: %w", sources, err)
+			}
+		}
+		return nil
+	})
+}
+
 func (e *suite) stamps() error {
 	return e.each(func(v, _, _ int) error {
 		tx, _, err := e.rawPair(v)
