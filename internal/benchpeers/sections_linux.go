@@ -201,6 +201,7 @@ func (b *bench) frames(ctx context.Context) error {
 		{"tcp4", []string{"closed", "-target", t4, "-frames", "-protocol", "tcp", "-window", "64"}},
 		{"bare6", []string{"bare", "-target", t6}},
 		{"bare6 frames", []string{"bare", "-target", t6, "-frames"}},
+		{"icmp6 raw", []string{"closed", "-target", t6}},
 		{"icmp6", []string{"closed", "-target", t6, "-frames"}},
 		{"udp6", []string{"closed", "-target", t6, "-frames", "-protocol", "udp"}},
 		{"tcp6", []string{"closed", "-target", t6, "-frames", "-protocol", "tcp", "-window", "64"}},
@@ -236,7 +237,8 @@ func (b *bench) frames(ctx context.Context) error {
 	}
 	ratio("bare loop, frames / raw, IPv4", "bare4 frames", "bare4")
 	ratio("bare loop, frames / raw, IPv6", "bare6 frames", "bare6")
-	ratio("fathom, frames / raw", "icmp4", "icmp4 raw")
+	ratio("fathom, frames / raw, IPv4", "icmp4", "icmp4 raw")
+	ratio("fathom, frames / raw, IPv6", "icmp6", "icmp6 raw")
 	ratio("fathom / bare loop of frames", "icmp4", "bare4 frames")
 	goal("fathom / bare loop", "icmp4", "bare4", 0.8)
 	if b.fping != "" {
