@@ -72,7 +72,14 @@ func (l *link) hello() (*measurepb.Hello, error) {
 		if l.spoken == Native {
 			h.Sessions = l.plane.openSessions(l)
 		}
-		for _, a := range l.plane.anycast {
+		l.plane.findSources()
+		anycast := slices.Clone(l.plane.anycast)
+		for v := range l.plane.routed {
+			if a := l.plane.defaultSource(v); a.IsValid() && !slices.Contains(anycast, a) {
+				anycast = append(anycast, a)
+			}
+		}
+		for _, a := range anycast {
 			h.Anycast = append(h.Anycast, a.AsSlice())
 		}
 		unicast := slices.Clone(l.plane.unicast)
@@ -80,7 +87,7 @@ func (l *link) hello() (*measurepb.Hello, error) {
 		local := l.local
 		l.mu.Unlock()
 		has := slices.ContainsFunc(unicast, func(a netip.Addr) bool { return a.Is4() == local.Is4() })
-		if !has && usable(local) && !local.IsLoopback() && !slices.Contains(l.plane.anycast, local) {
+		if !has && usable(local) && !local.IsLoopback() && !slices.Contains(anycast, local) {
 			unicast = append(unicast, local)
 		}
 		for _, a := range unicast {

@@ -31,8 +31,10 @@ type plane struct {
 	log   *slog.Logger
 	epoch time.Time
 	links []*link // set by New
-	// The addresses to send from, first the defaults.
+	// The addresses to send from, as the options have them.
 	anycast, unicast []netip.Addr
+	// What the routes choose, by IP version, where there is no anycast address; see findSources.
+	routed [2]netip.Addr
 
 	commands chan func()
 	quit     chan struct{} // closed by stop
@@ -202,15 +204,13 @@ func (p *plane) closeVersion(v int) {
 	}
 }
 
-// findSources fills in what the routes say about addresses that the options leave open. The destinations are
-// outside all networks that a site is likely to have a route of its own for, and are sent nothing.
+// findSources asks the routes for the addresses that the options leave open. The destinations are outside all
+// networks that a site is likely to have a route of its own for, and are sent nothing.
 func (p *plane) findSources() {
 	for v, dst := range [2]netip.Addr{netip.AddrFrom4([4]byte{198, 51, 100, 1}), netip.MustParseAddr("2001:db8:ffff::1")} {
-		if p.senders[v].conn == nil || p.defaultSource(v).IsValid() {
-			continue
-		}
+		p.routed[v] = netip.Addr{}
 		if src, err := p.host.Source(dst, rawio.Route{}); err == nil && usable(src) {
-			p.anycast = append(p.anycast, src)
+			p.routed[v] = src
 		}
 	}
 }
@@ -222,7 +222,7 @@ func (p *plane) defaultSource(v int) netip.Addr {
 			return a
 		}
 	}
-	return netip.Addr{}
+	return p.routed[v]
 }
 
 func (p *plane) clock() {
