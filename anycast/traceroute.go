@@ -194,8 +194,8 @@ func (t *Traceroute) giveUpLocked(now time.Time) {
 	t.deadline = now.Add(t.conf.HopTimeout)
 	for i := t.settled; i < len(t.slots); i++ {
 		s := &t.slots[i]
-		if s.settled() {
-			continue
+		if s.settled() || !s.reported {
+			continue // a site that is slow to send is no hop that is slow to answer
 		}
 		if at := s.ordered.Add(t.conf.HopTimeout); !at.After(now) {
 			s.over = true
