@@ -33,7 +33,7 @@ func (r *replay) Receive(msgs []rawio.Message) (int, error) {
 		m := &msgs[k]
 		m.N = copy(m.Data, r.packets[k%len(r.packets)])
 		m.Time = 1
-		m.Addr, m.Local, m.TTL = netip.AddrPortFrom(target[1], 0), shared[1], 60
+		m.Addr, m.Local, m.TTL = addrPort(target[1]), shared[1], 60
 	}
 	r.left -= n
 	return n, nil
@@ -102,6 +102,8 @@ func newBench(t testing.TB) *bench {
 	}
 	return b
 }
+
+func addrPort(a netip.Addr) netip.AddrPort { return netip.AddrPortFrom(a, 0) }
 
 // sends has the plane send n probes.
 func (b *bench) sends(t testing.TB, v, n int, rate float64) {
