@@ -14,22 +14,26 @@ import (
 var errBusy = errors.New("too many requests wait")
 
 // admission bounds how many requests run at once, and shares the places fairly: clients take turns, so one with
-// thousands of requests delays another's by one request, not by thousands.
+// thousands of requests delays another's by one request, not by thousands. And none has all the places, so that
+// one whose requests take an hour each delays nobody by an hour.
 type admission struct {
 	max           int // running
+	maxClient     int // running of one client
 	waitingClient int // bound per client
 	waitingAll    int // bound in all
 
 	mu      sync.Mutex
 	running int
 	waiting int
-	queues  map[string]*clientQueue
-	turns   []*clientQueue // those with someone waiting, the next first
+	clients map[string]*clientQueue // those with a request that runs or waits
+	turns   []*clientQueue          // those with one that waits and may run, the next first
 }
 
 type clientQueue struct {
 	client  string
+	running int
 	waiting []*admissionRequest
+	inTurns bool
 }
 
 type admissionRequest struct {
@@ -38,32 +42,28 @@ type admissionRequest struct {
 }
 
 func newAdmission(running, waiting int) *admission {
-	return &admission{max: running, waitingClient: waiting, waitingAll: 4 * waiting, queues: map[string]*clientQueue{}}
+	return &admission{
+		max: running, maxClient: max(1, running*3/4), waitingClient: waiting, waitingAll: 4 * waiting, clients: map[string]*clientQueue{},
+	}
 }
 
 // enter waits for a place, which leave gives back. It fails with errBusy, or when ctx ends.
 func (a *admission) enter(ctx context.Context, client string) error {
 	a.mu.Lock()
-	if a.running < a.max && len(a.turns) == 0 {
-		a.running++
-		a.mu.Unlock()
-		return nil
-	}
-	q := a.queues[client]
+	q := a.clients[client]
 	if q == nil {
 		q = &clientQueue{client: client}
 	}
 	if a.waiting >= a.waitingAll || len(q.waiting) >= a.waitingClient {
-		a.mu.Unlock()
+		defer a.mu.Unlock()
 		return fmt.Errorf("%w: %d of this client, %d in all", errBusy, len(q.waiting), a.waiting)
 	}
-	if len(q.waiting) == 0 {
-		a.queues[client] = q
-		a.turns = append(a.turns, q)
-	}
+	a.clients[client] = q
 	r := &admissionRequest{admitted: make(chan struct{})}
 	q.waiting = append(q.waiting, r)
 	a.waiting++
+	a.queueLocked(q)
+	a.nextLocked()
 	a.mu.Unlock()
 
 	select {
@@ -75,8 +75,7 @@ func (a *admission) enter(ctx context.Context, client string) error {
 	defer a.mu.Unlock()
 	select {
 	case <-r.admitted: // in the same moment
-		a.running--
-		a.nextLocked()
+		a.leaveLocked(q)
 	default:
 		r.gone = true
 	}
@@ -84,31 +83,46 @@ func (a *admission) enter(ctx context.Context, client string) error {
 }
 
 // leave gives a place back.
-func (a *admission) leave() {
+func (a *admission) leave(client string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.leaveLocked(a.clients[client])
+}
+
+func (a *admission) leaveLocked(q *clientQueue) {
 	a.running--
+	q.running--
+	a.queueLocked(q)
 	a.nextLocked()
+}
+
+// queueLocked gives a client its turn, if it is to have one, and forgets it if it has nothing here.
+func (a *admission) queueLocked(q *clientQueue) {
+	switch {
+	case q.inTurns:
+	case len(q.waiting) > 0 && q.running < a.maxClient:
+		q.inTurns = true
+		a.turns = append(a.turns, q)
+	case len(q.waiting) == 0 && q.running == 0:
+		delete(a.clients, q.client)
+	}
 }
 
 func (a *admission) nextLocked() {
 	for a.running < a.max && len(a.turns) > 0 {
 		q := a.turns[0]
 		a.turns = a.turns[1:]
+		q.inTurns = false
 		r := q.waiting[0]
 		q.waiting[0] = nil
 		q.waiting = q.waiting[1:]
 		a.waiting--
-		if len(q.waiting) > 0 {
-			a.turns = append(a.turns, q)
-		} else {
-			delete(a.queues, q.client)
+		if !r.gone {
+			a.running++
+			q.running++
+			close(r.admitted)
 		}
-		if r.gone {
-			continue
-		}
-		a.running++
-		close(r.admitted)
+		a.queueLocked(q)
 	}
 }
 

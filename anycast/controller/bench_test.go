@@ -46,7 +46,7 @@ func BenchmarkRequests(b *testing.B) {
 			for range atOnce {
 				group.Go(func() {
 					for next.Add(1) <= int64(b.N) {
-						n, err := request(b, c)
+						n, err := request(b, c, "volta a 203.0.113.10 -w 30")
 						if err != nil {
 							b.Error(err)
 							return
@@ -66,8 +66,8 @@ func BenchmarkRequests(b *testing.B) {
 	}
 }
 
-func request(t testing.TB, c *client.Client) (stars int, err error) {
-	code, output, err := c.Request(t.Context(), "volta a 203.0.113.10 -w 30")
+func request(t testing.TB, c *client.Client, command string) (stars int, err error) {
+	code, output, err := c.Request(t.Context(), command)
 	if err == nil && code != 200 {
 		err = fmt.Errorf("code %d: %s", code, output)
 	}

@@ -54,8 +54,8 @@ type Options struct {
 	// NameTimeout is how long a text request waits for the names of its routers, all together. Default 300 ms;
 	// below 0 prints addresses only.
 	NameTimeout time.Duration
-	// MaxRequests is how many text requests run at once, MaxWaiting how many of one client wait for that. Defaults
-	// 4096 and 16384. 1000 running ones take about 20 MB.
+	// MaxRequests is how many text requests run at once, three quarters of them of one client at most, and MaxWaiting how many of
+	// one client wait for that. Defaults 1536 and 16384.
 	MaxRequests, MaxWaiting int
 	// Registry gets the metrics fathom_anycast_*. Default: none.
 	Registry prometheus.Registerer
@@ -128,7 +128,7 @@ func New(o Options) (*Controller, error) {
 	c := &Controller{
 		opts: o, name: o.Name, log: cmp.Or(o.Log, slog.Default()), store: o.Store,
 		names: cmp.Or(o.Resolver, new(volta.Resolver)), resolver: net.DefaultResolver,
-		requests: newAdmission(cmp.Or(o.MaxRequests, 4096), cmp.Or(o.MaxWaiting, 16384)),
+		requests: newAdmission(cmp.Or(o.MaxRequests, 1536), cmp.Or(o.MaxWaiting, 16384)),
 		stopping: make(chan struct{}), runs: map[string]*run{}, unkept: map[string]*run{},
 	}
 	if c.name == "" {

@@ -198,7 +198,7 @@ func must[T any](v T, err error) T {
 func second[T any](_ T, err error) error { return err }
 
 func TestStartRefusals(t *testing.T) {
-	s := measuring(t, Options{Resolver: deadResolver()}, &world{hops: 3, receiver: byTarget})
+	s := measuring(t, Options{Resolver: noResolver()}, &world{hops: 3, receiver: byTarget})
 	c := s.client()
 	one := client.Targets{Text: []string{"198.18.1.1"}}
 	fast := catchment(1000)
@@ -638,7 +638,7 @@ func TestQuotasAndAudit(t *testing.T) {
 		if code != 200 {
 			break
 		}
-		code, _ = s.request("volta a 203.0.113.10 -w 3")
+		code, _, _ = c.Request(t.Context(), "volta a 203.0.113.10 -w 3")
 	}
 	if code != 429 {
 		t.Errorf("too many requests are answered with %d", code)
@@ -650,3 +650,5 @@ func TestQuotasAndAudit(t *testing.T) {
 		}
 	}
 }
+
+func clientTargets(n int) client.Targets { return client.Targets{Addrs: hitList(n)} }

@@ -50,7 +50,7 @@ func (c *Controller) admittedCommand(ctx context.Context, who caller, text strin
 		}
 		return volta.ResponseFor(err)
 	}
-	defer c.requests.leave()
+	defer c.requests.leave(who.String())
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	stop := context.AfterFunc(c.base, func() { cancel(errStopping) })

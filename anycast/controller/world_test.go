@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -91,6 +92,25 @@ type started struct {
 	stop   func() error // ends Serve and gives its error
 }
 
+// addressed gives each connection the address of a host of its own.
+type addressed struct {
+	net.Listener
+	hosts atomic.Uint32
+}
+
+func (l *addressed) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	n := l.hosts.Add(1)
+	return &addressedConn{c, &net.TCPAddr{IP: net.IPv4(198, 51, byte(n>>8), byte(n)), Port: 40000}}, err
+}
+
+type addressedConn struct {
+	net.Conn
+	from net.Addr
+}
+
+func (c *addressedConn) RemoteAddr() net.Addr { return c.from }
+
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 // start serves until the test ends, in cleartext unless o says otherwise.
@@ -115,7 +135,7 @@ func start(t testing.TB, o Options) *started {
 	s := &started{Controller: c, t: t, listen: bufconn.Listen(1 << 20)}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- c.Serve(ctx, s.listen) }()
+	go func() { ended <- c.Serve(ctx, &addressed{Listener: s.listen}) }()
 	s.stop = sync.OnceValue(func() error {
 		cancel()
 		return <-ended
@@ -537,6 +557,13 @@ func answersOf(at time.Time, packets ...[]byte) *measurepb.FromAgent {
 		a.Packets = append(a.Packets, p...)
 	}
 	return &measurepb.FromAgent{Event: &measurepb.FromAgent_Answers{Answers: a}}
+}
+
+// noResolver knows no name, and says so at once.
+func noResolver() *volta.Resolver {
+	return &volta.Resolver{DNS: &net.Resolver{PreferGo: true, Dial: func(context.Context, string, string) (net.Conn, error) {
+		return nil, errors.New("no server")
+	}}}
 }
 
 // deadResolver asks a server that does not answer.
