@@ -399,8 +399,12 @@ func TestLabAllocations(t *testing.T) {
 		proto  Protocol
 		most   float64
 	}{
-		{Privileged, false, ICMP, 0.01}, {Privileged, false, UDP, 0.01}, {Privileged, false, TCP, 0.01},
-		{Privileged, true, ICMP, 0.01}, {Privileged, true, UDP, 0.01}, {Unprivileged, false, ICMP, 0.01},
+		{Privileged, false, ICMP, 0.01},
+		{Privileged, false, UDP, 0.01},
+		{Privileged, false, TCP, 0.01},
+		{Privileged, true, ICMP, 0.01},
+		{Privileged, true, UDP, 0.01},
+		{Unprivileged, false, ICMP, 0.01},
 	} {
 		t.Run(fmt.Sprintf("%v %v, frames %v", tt.mode, tt.proto, tt.frames), func(t *testing.T) {
 			p := openAt(t, l.Host("a"), Options{Mode: tt.mode, SendFrames: tt.frames})
