@@ -317,8 +317,12 @@ func (a *atlas) latency(m *anycast.Measurement, l *anycast.LatencyResult) error 
 // newAtlasPing is a ping of one packet that was answered, after rtt ms if that is known.
 func newAtlasPing(m *anycast.Measurement, site string, target netip.Addr, protocol stateless.Kind, rtt float64) *atlasPing {
 	d := &m.Definition
+	source := d.Source
+	if source.Is4() != target.Is4() {
+		source = netip.Addr{}
+	}
 	p := &atlasPing{
-		atlasHead: newAtlasHead(m, site, d.Source, target, "", protocol, d.Size),
+		atlasHead: newAtlasHead(m, site, source, target, "", protocol, d.Size),
 		Sent:      1, Received: 1, Min: -1, Avg: -1, Max: -1, Result: []atlasPingItem{{RTT: rtt}}, Measurement: m.ID, Site: site,
 	}
 	p.Type, p.Name = "ping", "Ping"

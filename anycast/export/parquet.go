@@ -12,7 +12,7 @@ import (
 
 // rowGroup is how many rows of a Parquet file are in memory at once. A reader decompresses and skips by such groups;
 // this many rows of the widest table are some tens of megabytes.
-const rowGroup = 128 << 10
+const rowGroup = 64 << 10
 
 // parquetTable writes rows as Apache Parquet.
 type parquetTable[T any] struct {
@@ -22,7 +22,8 @@ type parquetTable[T any] struct {
 func newParquet[T any](w io.Writer) *parquetTable[T] {
 	return &parquetTable[T]{parquet.NewGenericWriter[T](
 		w,
-		parquet.Compression(&zstd.Codec{Level: zstd.SpeedDefault}),
+		// The default level makes catches 3 % smaller, with half the speed and twice the memory.
+		parquet.Compression(&zstd.Codec{Level: zstd.SpeedFastest}),
 		parquet.MaxRowsPerRowGroup(rowGroup),
 		parquet.CreatedBy("fathom", "1", "0"),
 	)}

@@ -6,7 +6,6 @@ package export
 import (
 	"encoding/json"
 	"net/netip"
-	"slices"
 	"strings"
 	"time"
 
@@ -153,7 +152,7 @@ func linkRows(rows []linkRow, m *anycast.Measurement, r anycast.Result) ([]linkR
 		return rows, nil
 	}
 	for _, l := range t.Links {
-		flows, err := inText(slices.Concat([]uint16{}, l.Flows)) // [] and not null
+		flows, err := listInText(l.Flows)
 		if err != nil {
 			return rows, err
 		}
@@ -268,7 +267,7 @@ func flipRows(rows []flipRow, m *anycast.Measurement, r anycast.Result) ([]flipR
 	if p := f.Parting; p != nil && err == nil {
 		row.PartingTTL, row.PartingCommon = new(int32(p.TTL)), address(p.Common)
 		if row.PartingFlows, err = inText(p.Flows); err == nil {
-			row.PartingHops, err = inText(slices.Concat([]netip.Addr{}, p.Hops))
+			row.PartingHops, err = listInText(p.Hops)
 		}
 	}
 	return append(rows, row), err
@@ -344,7 +343,7 @@ func summaryRows(rows []summaryRow, m *anycast.Measurement, r anycast.Result) ([
 	if row.Weight, err = counts(s.Weight); err != nil {
 		return rows, err
 	}
-	row.Notes, err = inText(slices.Concat([]string{}, s.Notes))
+	row.Notes, err = listInText(s.Notes)
 	return append(rows, row), err
 }
 
@@ -397,7 +396,15 @@ func inText(v any) (string, error) {
 	return string(b), err
 }
 
-// counts gives a map as JSON, the empty object if it is nil.
+// listInText is inText of a list, the empty one if it is nil.
+func listInText[T any](list []T) (string, error) {
+	if list == nil {
+		return "[]", nil
+	}
+	return inText(list)
+}
+
+// counts is inText of a map, the empty one if it is nil.
 func counts[V int | float64](m map[string]V) (string, error) {
 	if m == nil {
 		return "{}", nil

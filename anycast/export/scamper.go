@@ -172,7 +172,7 @@ type scamperTrace struct {
 	Stop       scamperStop   `json:"stop_reason"`
 	StopData   uint8         `json:"stop_data"`
 	Start      scamperTime   `json:"start"`
-	HopCount   uint16        `json:"hop_count"`
+	HopCount   uint16        `json:"hop_count"` // at most 255: scamper refuses more
 	Attempts   uint8         `json:"attempts"`
 	HopLimit   uint8         `json:"hoplimit"`
 	FirstHop   uint8         `json:"firsthop"`
@@ -304,7 +304,7 @@ func newScamperTrace(m *anycast.Measurement, t *anycast.TraceResult) (*scamperTr
 	if len(s.Hops) > math.MaxUint16 {
 		return nil, fmt.Errorf("%w: %d answers", ErrTooLarge, len(s.Hops))
 	}
-	s.HopCount = clip[uint16](last + t.Silent)
+	s.HopCount = uint16(clip[uint8](last + t.Silent))
 	return s, nil
 }
 
