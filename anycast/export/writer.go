@@ -207,6 +207,14 @@ func (w *Writer) Close() error {
 	return nil
 }
 
+// Flush writes what is whole, for a reader who waits for it. Parquet keeps rows until there are enough of them.
+func (w *Writer) Flush() error {
+	if w.err == nil {
+		w.err = w.out.Flush()
+	}
+	return w.err
+}
+
 // abandon writes what is whole, for a user who looks at it, and ends the use of the writer.
 func (w *Writer) abandon() {
 	if w.format != Parquet { // nothing of which can be read without its end

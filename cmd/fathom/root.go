@@ -31,6 +31,7 @@ var commands = []struct {
 	{groupMeasure, newProbeCommand},
 	{groupMeasure, newTraceCommand},
 	{groupMeasure, newMtrCommand},
+	{groupMeasure, newAnycastCommand},
 	{groupLab, newLabCommand},
 	{groupLab, newDemoCommand},
 	{groupProgram, newVersionCommand},
