@@ -407,3 +407,26 @@ func (c *Client) Enroll(ctx context.Context, request []byte) ([]byte, error) {
 	resp, err := c.enrolment.Enroll(ctx, &measurepb.EnrollRequest{Request: request})
 	return resp.GetResponse(), errorOf(ctx, "enroll", err)
 }
+
+// Exchange makes the one call of an enrolment over a connection whose handshake is done, and closes the connection. It is
+// the Exchange that enroll.Join wants.
+func Exchange(ctx context.Context, conn net.Conn, request []byte) (reply []byte, err error) {
+	conns := make(chan net.Conn, 1)
+	conns <- conn
+	c, err := Dial(ctx, conn.RemoteAddr().String(), Options{
+		Insecure: true, // gRPC's part; the connection is TLS
+		Dialer: func(context.Context, string) (net.Conn, error) {
+			select {
+			case conn := <-conns:
+				return conn, nil
+			default:
+				return nil, net.ErrClosed // the request is bound to that one connection
+			}
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	return c.Enroll(ctx, request)
+}

@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"io"
 	"net/netip"
 	"path"
 	"strings"
@@ -152,6 +153,9 @@ func (a *admitted) Context() context.Context { return a.ctx }
 
 // statusOf makes an error one that crosses the wire with a code to branch on.
 func statusOf(err error) error {
+	if errors.Is(err, io.EOF) {
+		return nil // the peer has ended its side, as it may
+	}
 	if _, ok := status.FromError(err); ok {
 		return err // its own, or nil
 	}

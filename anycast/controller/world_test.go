@@ -573,3 +573,7 @@ func deadResolver() *volta.Resolver {
 		return nil, ctx.Err()
 	}}}
 }
+
+func anycastStream(t testing.TB, s *started) (anycastpb.AnycastService_ControlStreamClient, error) {
+	return anycastpb.NewAnycastServiceClient(s.conn()).ControlStream(t.Context())
+}
