@@ -239,7 +239,8 @@ type Stream struct {
 // newStream waits for the first event, which tells whether the call succeeded.
 func newStream(ctx context.Context, cancel context.CancelFunc, name string, call interface {
 	Recv() (*measurepb.Event, error)
-}, err error) (*Stream, error) {
+}, err error,
+) (*Stream, error) {
 	s := &Stream{ctx: ctx, cancel: cancel, name: name, call: call}
 	if err != nil {
 		cancel()
