@@ -36,7 +36,7 @@ func (r *run) catchment(ctx context.Context) error {
 		})
 	}
 	p.ports = 1
-	if r.def.Protocol == stateless.CHAOS { // where the number is the port
+	if r.def.Protocol == chaos { // where the number is the port
 		p.ports = uint16(len(r.senders) * r.def.Attempts)
 	}
 	p.s = r.newSweep(p, r.take(), len(r.senders), needsStamps(r.def.Protocol))

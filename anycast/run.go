@@ -167,7 +167,3 @@ func (r *run) take() *targetSet {
 	}
 	return set
 }
-
-func (r *run) latency(ctx context.Context) error  { return nil }
-func (r *run) flipping(ctx context.Context) error { return nil }
-func (r *run) watch(ctx context.Context) error    { return nil }

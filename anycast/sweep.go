@@ -367,11 +367,7 @@ func (s *sweep) pumpLocked(now time.Time) (out []*outBatch, next time.Time) {
 	s.tokens.fill(now)
 	turn := min(max(1, s.tokens.rate*pumpEvery.Seconds()), maxBatch)
 	if s.tokens.have < turn {
-		next = now.Add(s.tokens.wait(turn))
-		if s.over == len(s.blocks) {
-			next = time.Time{}
-		}
-		return nil, s.soonerLocked(next)
+		return nil, s.soonerLocked(now, now.Add(s.tokens.wait(turn)))
 	}
 	l := &load{boxes: make(map[boxKey]*outBatch, 2*len(s.sites))}
 	for s.tokens.have >= 1 {
@@ -393,14 +389,14 @@ func (s *sweep) pumpLocked(now time.Time) (out []*outBatch, next time.Time) {
 		}
 		if len(s.current) == 0 {
 			if s.begun == len(s.blocks) || s.begun-s.over >= s.limit {
-				return l.out, s.soonerLocked(time.Time{})
+				return l.out, s.soonerLocked(now, time.Time{})
 			}
 			s.current = append(s.current, s.beginLocked(now))
 		}
 		b := s.current[0]
 		for b.next < len(b.records) && s.tokens.have >= 1 {
 			if !s.giveOrDeferLocked(l, b, b.next, now) {
-				return l.out, s.soonerLocked(time.Time{})
+				return l.out, s.soonerLocked(now, time.Time{})
 			}
 			b.next++
 		}
@@ -410,12 +406,13 @@ func (s *sweep) pumpLocked(now time.Time) (out []*outBatch, next time.Time) {
 			s.settleLocked(b, now)
 		}
 	}
-	return l.out, s.soonerLocked(now.Add(s.tokens.wait(turn)))
+	return l.out, s.soonerLocked(now, now.Add(s.tokens.wait(turn)))
 }
 
-// soonerLocked gives the earlier one of a time and that of the first thing due.
-func (s *sweep) soonerLocked(t time.Time) time.Time {
-	if len(s.due) > 0 && (t.IsZero() || s.due[0].at.Before(t)) {
+// soonerLocked gives the earlier one of a time and that of the first thing that will be due. What is due already
+// waits for that time.
+func (s *sweep) soonerLocked(now, t time.Time) time.Time {
+	if len(s.due) > 0 && s.due[0].at.After(now) && (t.IsZero() || s.due[0].at.Before(t)) {
 		return s.due[0].at
 	}
 	return t
@@ -442,8 +439,12 @@ func (s *sweep) giveOrDeferLocked(l *load, b *block, k int, now time.Time) bool 
 		return true
 	}
 	if s.spacer.gap > 0 {
-		// Look first whether there is room: a reservation cannot be given back.
-		if sh, ok := s.program.aim(b, b.first+k); ok && s.fullLocked(sh.site) {
+		// Look first whether it comes to sending: a reservation cannot be given back.
+		sh, ok := s.program.aim(b, b.first+k)
+		switch {
+		case !ok:
+			return s.giveLocked(l, b, k, now)
+		case s.fullLocked(sh.site):
 			return false
 		}
 		if at := s.spacer.reserve(s.targets.addrs[b.first+k], now); at.After(now) {

@@ -55,9 +55,9 @@ type Via struct {
 	stop    chan struct{}
 	wg      sync.WaitGroup
 
-	// numbers and ids that it uses: all, unless the session is shared with a sweep.
-	firstNumber int
-	firstBatch  uint64 // 0 if the session is its own
+	// Of its session's numbers it has so many from the first on: all, unless it shares the session with a sweep.
+	firstNumber, numbers int
+	firstBatch           uint64 // 0 if the session is its own
 
 	mu        sync.Mutex // guards all following fields
 	closed    bool
@@ -141,7 +141,7 @@ func newVia(conf ViaConf) (*Via, error) {
 	}
 	conf.Probes.Ports = max(1, conf.Probes.Ports)
 	return &Via{
-		conf: conf, kind: kind, wake: make(chan struct{}, 1), stop: make(chan struct{}),
+		conf: conf, kind: kind, numbers: stateless.MaxNumber + 1, wake: make(chan struct{}, 1), stop: make(chan struct{}),
 		flying: make(map[viaKey]*viaProbe), targets: make(map[netip.Addr]*viaTarget),
 		batches: make(map[uint64][]*viaProbe),
 	}, nil
@@ -249,13 +249,12 @@ func (v *Via) startWith(req probe.Request, done func(probe.Result, *Answer)) (ca
 		t = &viaTarget{}
 		v.targets[p.key.target] = t
 	}
-	span := stateless.MaxNumber + 1 - v.firstNumber
-	if t.flying == span {
+	if t.flying == v.numbers {
 		return nil, probe.ErrExhausted
 	}
 	for {
 		p.key.number = uint16(v.firstNumber + t.next)
-		t.next = (t.next + 1) % span
+		t.next = (t.next + 1) % v.numbers
 		if v.flying[p.key] == nil {
 			break
 		}
