@@ -5,9 +5,11 @@ package hitlist
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"math"
 	"net/netip"
 	"strconv"
@@ -16,145 +18,243 @@ import (
 	"github.com/seed5728abee/fathom/anycast"
 )
 
-// ErrLine is what every [LineError] is.
-var ErrLine = errors.New("malformed line")
+var (
+	// ErrSyntax means that a line is not as it must be. The text names the line, from 1.
+	ErrSyntax = errors.New("malformed hit list")
+	// ErrTooLarge means that there are more lines than were asked for at most.
+	ErrTooLarge = errors.New("hit list too large")
+)
 
-// LineError says what is wrong with a line.
-type LineError struct {
-	Line   int // from 1
-	Reason string
-}
-
-func (e *LineError) Error() string { return fmt.Sprintf("line %d: %s", e.Line, e.Reason) }
-
-// Is makes errors.Is(err, ErrLine) true.
-func (e *LineError) Is(target error) bool { return target == ErrLine }
-
-// MaxLine bounds the length of a line in bytes. Names have at most 253.
+// MaxLine is the length of a line, in bytes. A name has 253 at most.
 const MaxLine = 1024
 
-// List is a hit list. Addresses, of which there may be millions, are apart from the few names and prefixes.
-type List struct {
-	Addrs []netip.Addr
-	Text  []string
+// Entry is a line with something on it. Exactly one of Addr, Prefix and Name is set.
+type Entry struct {
+	Line   int // from 1
+	Addr   netip.Addr
+	Prefix netip.Prefix // masked
+	Name   string
+	// Rest is what else the line has, without a comment and the space around it.
+	Rest string
 }
 
-// Read reads a hit list: an address, a name or a prefix a line. Errors: *LineError, those of the reader.
-func Read(r io.Reader) (List, error) {
-	var l List
-	err := lines(r, func(fields []string) error {
-		if len(fields) != 1 {
-			return fmt.Errorf("%q: want one address, name or prefix", strings.Join(fields, " "))
-		}
-		word := fields[0]
-		if a, err := netip.ParseAddr(word); err == nil {
-			if a.Zone() != "" {
-				return fmt.Errorf("%s: an address with a zone means something on one host only", word)
-			}
-			l.Addrs = append(l.Addrs, a.Unmap())
-			return nil
-		}
-		if strings.Contains(word, "/") {
-			if _, err := netip.ParsePrefix(word); err != nil {
-				return fmt.Errorf("%q is no prefix such as 198.51.100.0/24", word)
-			}
-		} else if err := checkName(word); err != nil {
-			return err
-		}
-		l.Text = append(l.Text, word)
-		return nil
-	})
-	return l, err
+// String gives the address, prefix or name.
+func (e Entry) String() string {
+	switch {
+	case e.Addr.IsValid():
+		return e.Addr.String()
+	case e.Prefix.IsValid():
+		return e.Prefix.String()
+	}
+	return e.Name
 }
 
-// checkName refuses what can be no host name, so that a wrong file does not become a flood of look-ups.
-func checkName(s string) error {
-	name := strings.TrimSuffix(s, ".")
-	ok := name != "" && len(name) <= 253
-	digits := true
-	for label := range strings.SplitSeq(name, ".") {
-		ok = ok && label != "" && len(label) <= 63 && label[0] != '-' && label[len(label)-1] != '-'
-		for _, c := range []byte(label) {
-			digit := '0' <= c && c <= '9'
-			digits = digits && digit
-			ok = ok && (digit || 'a' <= c|0x20 && c|0x20 <= 'z' || c == '-' || c == '_')
+// Network gives the prefix, or that of one address. It is the zero Prefix for a name.
+func (e Entry) Network() netip.Prefix {
+	if e.Addr.IsValid() {
+		return netip.PrefixFrom(e.Addr, e.Addr.BitLen())
+	}
+	return e.Prefix
+}
+
+// Entries gives one line after the other. After an error, ErrSyntax or one of r, there are no more.
+func Entries(r io.Reader) iter.Seq2[Entry, error] {
+	return func(yield func(Entry, error) bool) {
+		lines := bufio.NewScanner(r)
+		lines.Buffer(make([]byte, 0, MaxLine+5), MaxLine+5) // with a byte order mark and the line's end
+		n := 0
+		for lines.Scan() && lines.Err() == nil { // a line that an error of r cut short is none
+			n++
+			line := lines.Bytes()
+			if n == 1 {
+				line = bytes.TrimPrefix(line, []byte("\xef\xbb\xbf"))
+			}
+			if len(line) > MaxLine {
+				yield(Entry{}, tooLong(n))
+				return
+			}
+			e, err := ParseLine(line)
+			if err != nil {
+				yield(Entry{}, fmt.Errorf("line %d: %w", n, err))
+				return
+			}
+			if e == (Entry{}) {
+				continue
+			}
+			e.Line = n
+			if !yield(e, nil) {
+				return
+			}
+		}
+		if err := lines.Err(); errors.Is(err, bufio.ErrTooLong) {
+			yield(Entry{}, tooLong(n+1))
+		} else if err != nil {
+			yield(Entry{}, fmt.Errorf("read hit list after line %d: %w", n, err))
 		}
 	}
-	if !ok || digits {
-		return fmt.Errorf("%q is no address, name or prefix", s)
+}
+
+func tooLong(line int) error {
+	return fmt.Errorf("line %d: %w: longer than %d bytes", line, ErrSyntax, MaxLine)
+}
+
+const separators = " \t,;\r"
+
+// ParseLine reads a line. It is the zero Entry if there is nothing on it; Line is not set. The error is ErrSyntax.
+func ParseLine(line []byte) (Entry, error) {
+	text := string(line)
+	for i := range len(text) {
+		if text[i] == '#' && (i == 0 || strings.IndexByte(separators, text[i-1]) >= 0) {
+			text = text[:i]
+			break
+		}
 	}
-	return nil
-}
-
-// ReadNetworks reads networks, a prefix or an address a line: those not to be probed. Errors: *LineError, those of the reader.
-func ReadNetworks(r io.Reader) ([]netip.Prefix, error) {
-	var networks []netip.Prefix
-	err := lines(r, func(fields []string) error {
-		if len(fields) != 1 {
-			return fmt.Errorf("%q: want one network", strings.Join(fields, " "))
-		}
-		p, err := network(fields[0])
-		networks = append(networks, p)
-		return err
-	})
-	return networks, err
-}
-
-// ReadWeights reads query counts: a prefix or an address, and a number, a line. Errors: *LineError, those of the reader.
-func ReadWeights(r io.Reader) ([]anycast.Weight, error) {
-	var weights []anycast.Weight
-	err := lines(r, func(fields []string) error {
-		if len(fields) != 2 {
-			return fmt.Errorf("%q: want a network and a number", strings.Join(fields, " "))
-		}
-		p, err := network(fields[0])
+	text = strings.Trim(text, separators)
+	if text == "" {
+		return Entry{}, nil
+	}
+	var e Entry
+	first := text
+	if i := strings.IndexAny(text, separators); i >= 0 {
+		first, e.Rest = text[:i], strings.TrimLeft(text[i:], separators)
+	}
+	if strings.IndexByte(first, '/') >= 0 {
+		p, err := netip.ParsePrefix(first)
 		if err != nil {
-			return err
+			return Entry{}, fmt.Errorf("%w: %.64q is not a prefix", ErrSyntax, first)
 		}
-		n, err := strconv.ParseFloat(fields[1], 64)
-		if err != nil || !(n >= 0) || math.IsInf(n, 0) {
-			return fmt.Errorf("%q is no number of queries", fields[1])
+		if a := p.Addr(); a.Is4In6() && p.Bits() >= 96 {
+			p = netip.PrefixFrom(a.Unmap(), p.Bits()-96)
 		}
-		weights = append(weights, anycast.Weight{Network: p, Queries: n})
-		return nil
-	})
-	return weights, err
+		e.Prefix = p.Masked()
+		return e, nil
+	}
+	if a, err := netip.ParseAddr(first); err == nil {
+		if a.Zone() != "" {
+			return Entry{}, fmt.Errorf("%w: %.64q means something on its own host only", ErrSyntax, first)
+		}
+		e.Addr = a.Unmap()
+		return e, nil
+	}
+	if !isName(first) {
+		return Entry{}, fmt.Errorf("%w: %.64q is no address, prefix or name", ErrSyntax, first)
+	}
+	e.Name = first
+	return e, nil
 }
 
-// network reads a prefix, or an address as the longest one.
-func network(s string) (netip.Prefix, error) {
-	if a, err := netip.ParseAddr(s); err == nil && a.Zone() == "" {
-		a = a.Unmap()
-		return netip.PrefixFrom(a, a.BitLen()), nil
+// isName tells whether s is a host name: letters, digits, hyphens and underscores in labels of at most 63 (RFC 1035). The last
+// label is no number, which is a mistyped address instead (RFC 3696).
+func isName(s string) bool {
+	s = strings.TrimSuffix(s, ".")
+	if len(s) > 253 {
+		return false
 	}
-	p, err := netip.ParsePrefix(s)
-	if err != nil || p.Addr().Is4In6() {
-		return p, fmt.Errorf("%q is no network such as 198.51.100.0/24", s)
+	last := ""
+	for label := range strings.SplitSeq(s, ".") {
+		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' {
+			return false
+		}
+		for _, c := range []byte(label) {
+			if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '_') {
+				return false
+			}
+		}
+		last = label
 	}
-	return p.Masked(), nil
+	return strings.Trim(last, "0123456789") != ""
 }
 
-// lines gives each line's fields, without comments. They are parted by white space, or by commas.
-func lines(r io.Reader, f func(fields []string) error) error {
-	s := bufio.NewScanner(bufio.NewReaderSize(r, 64<<10))
-	s.Buffer(make([]byte, 0, MaxLine), MaxLine) // its first size is a bound, too
-	n := 0
-	for s.Scan() {
-		n++
-		text, _, _ := strings.Cut(s.Text(), "#")
-		if n == 1 {
-			text = strings.TrimPrefix(text, "\ufeff") // some editors' mark
+// List is targets, as a client starts a measurement with them.
+type List struct {
+	// Addrs are the addresses, in their order.
+	Addrs []netip.Addr
+	// Text are the names and prefixes, in theirs. Each /24 or /48 inside a prefix is a target.
+	Text []string
+}
+
+// Read reads targets: at most so many lines with something on them, 0 for no limit. Errors: ErrSyntax, ErrTooLarge,
+// and those of r.
+func Read(r io.Reader, limit int) (List, error) {
+	var l List
+	for e, err := range Entries(r) {
+		if err != nil {
+			return List{}, err
 		}
-		fields := strings.FieldsFunc(text, func(c rune) bool { return c == ' ' || c == '\t' || c == '\r' || c == ',' })
-		if len(fields) == 0 {
-			continue
+		if limit > 0 && len(l.Addrs)+len(l.Text) == limit {
+			return List{}, fmt.Errorf("line %d: %w: more than %d targets", e.Line, ErrTooLarge, limit)
 		}
-		if err := f(fields); err != nil {
-			return &LineError{n, err.Error()}
+		if e.Addr.IsValid() {
+			l.Addrs = append(l.Addrs, e.Addr)
+		} else {
+			l.Text = append(l.Text, e.String())
 		}
 	}
-	if errors.Is(s.Err(), bufio.ErrTooLong) {
-		return &LineError{n + 1, fmt.Sprintf("longer than %d bytes", MaxLine)}
+	return l, nil
+}
+
+// ReadPrefixes reads networks, such as those that must not be probed. An address is a network of one. Errors: ErrSyntax,
+// also for a name, and those of r.
+func ReadPrefixes(r io.Reader) ([]netip.Prefix, error) {
+	var list []netip.Prefix
+	for e, err := range Entries(r) {
+		if err != nil {
+			return nil, err
+		}
+		p := e.Network()
+		if !p.IsValid() {
+			return nil, fmt.Errorf("line %d: %w: %.64q is a name, and has no network", e.Line, ErrSyntax, e.Name)
+		}
+		list = append(list, p)
 	}
-	return s.Err()
+	return list, nil
+}
+
+// ReadWeights reads how much networks count, their queries per day for example: a number, not negative, behind each
+// prefix or address; 1 if there is none. An address counts for its network (see [anycast.Network]), and what is there several
+// times is added up. Errors: ErrSyntax, also for a name, and those of r.
+func ReadWeights(r io.Reader) ([]anycast.Weight, error) {
+	var list []anycast.Weight
+	index := make(map[netip.Prefix]int)
+	for e, err := range Entries(r) {
+		if err != nil {
+			return nil, err
+		}
+		p := e.Prefix
+		if e.Addr.IsValid() {
+			p = anycast.Network(e.Addr)
+		}
+		if !p.IsValid() {
+			return nil, fmt.Errorf("line %d: %w: %.64q is a name, and has no network", e.Line, ErrSyntax, e.Name)
+		}
+		weight, err := weightOf(e.Rest)
+		if err != nil {
+			return nil, fmt.Errorf("line %d: %w", e.Line, err)
+		}
+		i, ok := index[p]
+		if !ok {
+			i = len(list)
+			index[p] = i
+			list = append(list, anycast.Weight{Network: p})
+		}
+		if list[i].Queries += weight; math.IsInf(list[i].Queries, 0) {
+			return nil, fmt.Errorf("line %d: %w: the weights of %s add up to more than a number can be", e.Line, ErrSyntax, p)
+		}
+	}
+	return list, nil
+}
+
+// weightOf reads the first word of what follows a target.
+func weightOf(rest string) (float64, error) {
+	if rest == "" {
+		return 1, nil
+	}
+	if i := strings.IndexAny(rest, separators); i >= 0 {
+		rest = rest[:i]
+	}
+	w, err := strconv.ParseFloat(rest, 64)
+	if err != nil || math.IsNaN(w) || math.IsInf(w, 0) || w < 0 {
+		return 0, fmt.Errorf("%w: %.64q is not a weight", ErrSyntax, rest)
+	}
+	return w, nil
 }
