@@ -128,7 +128,7 @@ clean: ## remove ./build
 
 .PHONY: deps deps-race deps-generate
 deps: ## install the programs that the tests compare with
-	@tools/deps mtr:mtr-tiny fping:fping ping:iputils-ping ip:iproute2
+	@tools/deps mtr:mtr-tiny fping:fping ping:iputils-ping ip:iproute2 sc_warts2json:scamper
 
 deps-race: deps
 	@tools/deps gcc:gcc /usr/include/stdlib.h:libc6-dev

@@ -36,7 +36,7 @@ type Definition struct {
 	// Source is the anycast address to send from; by default each site's first of the target's IP version.
 	Source netip.Addr `json:"source,omitzero"`
 	// Protocol is what probes are made of.
-	Protocol stateless.Kind `json:"protocol"`
+	Protocol stateless.Kind `json:"protocol,omitzero"`
 	// Port is the destination port, Size the length of the IP packets in bytes, TOS their type of service.
 	Port uint16 `json:"port,omitempty"`
 	Size int    `json:"size,omitempty"`
