@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -64,12 +65,13 @@ func (o *measureOptions) register(a *app, cmd *cobra.Command, protocol stateless
 	f.Var((*addrValue)(&d.Source), "source", "anycast address to send from (default: each site's first)")
 	durationVarP(f, &d.Timeout, "timeout", "w", anycast.DefaultTimeout, "wait so long for an answer")
 	f.StringVar(&d.Name, "name", "", "a `label` by which to find the measurement again")
-	f.BoolVar(&d.AllowPrivate, "allow-private", false, "probe private and other special addresses, too")
+	d.AllowPrivate = !many // a host that was named is meant
 	if many {
+		f.BoolVar(&d.AllowPrivate, "allow-private", false, "probe private and other special addresses, too")
 		f.StringSliceVar(&d.Sites, "site", nil, "send from this `site`; may be given several times (default: all)")
 		f.Float64Var(&d.Pace.Rate, "rate", anycast.DefaultRate, "`probes` per second in all")
-		f.Float64Var(&d.Pace.PerNetwork, "per-network", anycast.DefaultPerNetwork, "`probes` per second to one /24 or /48; below 0 for no limit")
-		durationVarP(f, &d.Pace.SiteGap, "site-gap", "", anycast.DefaultSiteGap, "least time between probes from different sites to one target; below 0 for none")
+		f.Float64Var(&d.Pace.PerNetwork, "per-network", anycast.DefaultPerNetwork, "`probes` per second to one /24 or /48; 0 for no limit")
+		durationVarP(f, &d.Pace.SiteGap, "site-gap", "", anycast.DefaultSiteGap, "least time between probes from different sites to one target; 0 for none")
 		f.StringVar(&o.optOut, "opt-out", "", "leave out the networks in this `file`")
 	}
 	durationVarP(f, &o.every, "every", "", 0, "repeat it at this interval")
@@ -83,8 +85,15 @@ func (o *measureOptions) register(a *app, cmd *cobra.Command, protocol stateless
 func (o *measureOptions) finish(program anycast.ProgramKind) error {
 	d := &o.def
 	d.Program = program
+	// The library's word for no limit is below 0; its 0 is the default.
+	if d.Pace.SiteGap == 0 {
+		d.Pace.SiteGap = -1
+	}
+	if d.Pace.PerNetwork == 0 {
+		d.Pace.PerNetwork = -1
+	}
 	if o.optOut != "" {
-		networks, err := readFile(o.optOut, nil, hitlist.ReadNetworks)
+		networks, err := readFile(o.optOut, nil, hitlist.ReadPrefixes)
 		if err != nil {
 			return err
 		}
@@ -143,13 +152,13 @@ func (o *measureOptions) targets(a *app, args []string) (client.Targets, error) 
 	for _, arg := range args {
 		// What is a file is one, even if it could be a name.
 		if _, err := os.Stat(arg); arg != "-" && err != nil {
-			if !strings.ContainsAny(arg, "/.:") || strings.ContainsAny(arg, "/") && !isPrefix(arg) {
+			if strings.Contains(arg, "/") && !isPrefix(arg) || filepath.Ext(arg) == ".txt" {
 				return t, err
 			}
 			t.Text = append(t.Text, arg)
 			continue
 		}
-		list, err := readFile(arg, a.stdin, hitlist.Read)
+		list, err := readFile(arg, a.stdin, func(r io.Reader) (hitlist.List, error) { return hitlist.Read(r, 0) })
 		if err != nil {
 			return t, err
 		}
@@ -331,9 +340,12 @@ func (a *app) measureAndShow(ctx context.Context, o *measureOptions, program any
 	if err := o.finish(program); err != nil {
 		return err
 	}
-	targets, err := o.targets(a, args)
-	if err != nil {
-		return err
+	targets := client.Targets{Text: args}
+	if program != anycast.KindTrace {
+		var err error
+		if targets, err = o.targets(a, args); err != nil {
+			return err
+		}
 	}
 	return a.measure(ctx, o, targets, view)
 }

@@ -380,8 +380,10 @@ func (v *flippingView) results(_ *anycast.Measurement, found []anycast.Result) e
 	return nil
 }
 
-func (v *flippingView) ended(*anycast.Measurement) error {
+func (v *flippingView) ended(m *anycast.Measurement) error {
 	v.erase()
+	o := m.Definition.Flipping
+	noPaths := o != nil && o.NoPaths
 	w := tabwriter.NewWriter(v.app.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "TARGET\tSITES\tCHANGES WITH\tSPREAD ms\tPATHS PART")
 	for _, f := range v.flips {
@@ -403,6 +405,8 @@ func (v *flippingView) ended(*anycast.Measurement) error {
 		}
 		if p := f.Parting; p != nil {
 			part = partingText(p)
+		} else if f.ByFlow && !noPaths {
+			part = "not on the way there, so on the way back"
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", f.Target, strings.Join(sites, ", "), strings.Join(with, ", "), spread, part)
 	}
@@ -539,7 +543,9 @@ func (v *anycastTraceView) results(_ *anycast.Measurement, found []anycast.Resul
 
 func (v *anycastTraceView) ended(*anycast.Measurement) error {
 	v.erase()
-	if v.summary != nil {
+	if v.summary != nil && len(v.found) == 0 {
+		v.closing() // it tells why
+	} else if v.summary != nil {
 		for _, note := range v.summary.Notes {
 			fmt.Fprintf(v.app.stderr, "note: %s\n", note)
 		}
