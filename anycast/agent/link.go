@@ -105,7 +105,7 @@ func (l *link) run(ctx context.Context) {
 		if l.up(false) && time.Since(began) >= stable {
 			pause = firstPause
 		}
-		l.log.Warn("no connection to the controller", "err", err)
+		l.log.Warn("no connection to the controller", "error", err)
 		// Not all sites of a fleet at once, when their controller comes back.
 		t := time.NewTimer(time.Duration(float64(pause) * (0.75 + rand.Float64()/2)))
 		select {
@@ -202,6 +202,7 @@ func (l *link) open(ctx context.Context, address string) (net.Conn, error) {
 func (l *link) begin(d Dialect) {
 	if (l.spoken == Native) != (d == Native) && l.spoken != Auto {
 		l.spool.reset()
+		l.jobs.forget()
 		l.plane.ask(func() { l.plane.keepSessions(l, nil) })
 	}
 	l.spoken = d
@@ -228,7 +229,7 @@ func (l *link) invalid(what string, err error) {
 	n := l.state.Invalid
 	l.mu.Unlock()
 	if n <= 10 {
-		l.log.Warn("controller sent something that makes no sense", "what", what, "err", err)
+		l.log.Warn("controller sent something that makes no sense", "what", what, "error", err)
 	}
 }
 

@@ -44,6 +44,13 @@ func (j *jobs) take(n uint64) (volta.Job, bool) {
 	return job, ok
 }
 
+// forget drops all of them: their controller is gone.
+func (j *jobs) forget() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	clear(j.open)
+}
+
 func (j *jobs) saw(any bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()

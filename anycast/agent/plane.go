@@ -136,7 +136,7 @@ func newPlane(host rawio.Host, o *Options) (*plane, error) {
 		}
 	}
 	if first != nil {
-		p.log.Warn("one IP version cannot be used", "err", first)
+		p.log.Warn("one IP version cannot be used", "error", first)
 	}
 	for k := range rawio.BatchSize {
 		p.in[0][k].Data = make([]byte, receiveSize)

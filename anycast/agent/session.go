@@ -73,7 +73,7 @@ func (p *plane) openSession(l *link, id uint32, conf stateless.Config, err error
 	p.sessions[key] = s
 	l.sessions++
 	if s.err != nil {
-		l.log.Warn("session refused", "session", id, "err", s.err)
+		l.log.Warn("session refused", "session", id, "error", s.err)
 		return
 	}
 	p.widen(s)
@@ -273,6 +273,6 @@ func (p *plane) setFilter(rx *receiver) {
 		f = rx.filter(rx.ranges)
 	}
 	if err := rx.conn.SetFilter(f); err != nil {
-		p.log.Error("cannot set a filter: too much or too little is received", "err", err)
+		p.log.Error("cannot set a filter: too much or too little is received", "error", err)
 	}
 }
