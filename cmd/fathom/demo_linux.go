@@ -23,6 +23,7 @@ import (
 // file says; and add it here.
 var chapters = []chapter{
 	{"paths", "Probes and paths, measured through a network that we know", pathsChapter},
+	{"anycast", "One address at three sites: who reaches which, and what moves when one goes", anycastChapter},
 }
 
 // chapter is a part of the demo.

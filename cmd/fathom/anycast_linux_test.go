@@ -1,0 +1,24 @@
+// Copyright The Fathom Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"os"
+	"testing"
+)
+
+// exampleFile is the lab of the demo, of the scripts and of the guide.
+const exampleFile = "../../examples/anycast.toml"
+
+// TestDemoLab holds that the lab that the demo shows is the one that users can start themselves.
+func TestDemoLab(t *testing.T) {
+	example, err := os.ReadFile(exampleFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(anycastFile, example) {
+		t.Errorf("demo/anycast.toml is not %s: copy it", exampleFile)
+	}
+}
