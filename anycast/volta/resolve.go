@@ -19,7 +19,8 @@ var ErrNoIPv4 = errors.New("no IPv4 address")
 
 // Resolver turns names into addresses and routers' addresses into names. It remembers answers, asks
 // once for what several want at once, and lets no server take longer than Timeout: a dead one costs a
-// request that, once. The zero value is ready to use, by any number of goroutines. The fields are not
+// request that, once. A lookup goes on when who asked for it has no more time, for the rest of its Timeout, so that a slow
+// server's answer is there for the next one. The zero value is ready to use, by any number of goroutines. The fields are not
 // changed after that.
 type Resolver struct {
 	// DNS does the lookups. Nil means net.DefaultResolver.
@@ -99,6 +100,16 @@ func (r *Resolver) ResolveHostnames(ctx context.Context, addrs []netip.Addr) map
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	for _, addr := range addrs {
+		// Routers near a site are on every path: most names are known, and need no goroutine.
+		if name, known := r.names.remembered(addr); known {
+			if name == "" {
+				name = addr.String()
+			}
+			mu.Lock()
+			names[addr] = name
+			mu.Unlock()
+			continue
+		}
 		wg.Go(func() {
 			name := r.ResolveHostname(ctx, addr)
 			mu.Lock()
@@ -142,12 +153,12 @@ type lookups[K comparable, V any] struct {
 	known map[K]*lookup[V]
 }
 
-// lookup is one question. Who asked it writes the fields below ready, then closes ready.
+// lookup is one question. Its own goroutine writes the fields below ready, then closes ready.
 type lookup[V any] struct {
 	ready   chan struct{}
 	value   V
 	err     error
-	expires time.Time // zero: whoever asked gave up, and learnt nothing
+	expires time.Time // zero: there was no turn for it, and it learnt nothing
 }
 
 // stale tells that the lookup is no use to anybody who has not begun to wait for it.
@@ -160,28 +171,38 @@ func (l *lookup[V]) stale(now time.Time) bool {
 	}
 }
 
-// get gives what is remembered, or waits for who asks already, or asks.
+// get gives what is remembered, or has it looked up.
 func (c *lookups[K, V]) get(ctx context.Context, r *Resolver, key K, ask func(context.Context) (V, error)) (V, error) {
-	for {
-		l, mine := c.enter(key, cmp.Or(r.Size, 16384))
-		if mine {
-			l.value, l.expires, l.err = lookUp(ctx, r, ask)
+	l, mine := c.enter(key, cmp.Or(r.Size, 16384))
+	if mine {
+		// It ends by itself, after Timeout at the latest.
+		go func() {
+			l.value, l.expires, l.err = lookUp(context.WithoutCancel(ctx), r, ask)
 			close(l.ready)
-			return l.value, l.err
-		}
-		select {
-		case <-l.ready:
-			if !l.expires.IsZero() {
-				return l.value, l.err
-			}
-		case <-ctx.Done():
-			var none V
-			return none, ctx.Err()
-		}
-		if err := ctx.Err(); err != nil {
-			var none V
-			return none, err
-		}
+		}()
+	}
+	select {
+	case <-l.ready:
+		return l.value, l.err
+	case <-ctx.Done():
+		var none V
+		return none, ctx.Err()
+	}
+}
+
+// remembered gives what is known of a key; for one that is known not to have a value, the zero value.
+func (c *lookups[K, V]) remembered(key K) (value V, known bool) {
+	c.mu.Lock()
+	l := c.known[key]
+	c.mu.Unlock()
+	if l == nil {
+		return value, false
+	}
+	select {
+	case <-l.ready:
+		return l.value, time.Now().Before(l.expires)
+	default:
+		return value, false
 	}
 }
 
@@ -230,18 +251,8 @@ func lookUp[V any](ctx context.Context, r *Resolver, ask func(context.Context) (
 		return value, time.Time{}, limited.Err()
 	}
 	value, err = ask(limited)
-	switch {
-	case err == nil:
-		return value, time.Now().Add(cmp.Or(r.TTL, 5*time.Minute)), nil
-	case over(ctx):
-		return value, time.Time{}, err
-	default:
+	if err != nil {
 		return value, time.Now().Add(cmp.Or(r.NegativeTTL, 30*time.Second)), err
 	}
-}
-
-// over tells that ctx has ended or is about to: connections may notice its deadline before it does itself.
-func over(ctx context.Context) bool {
-	deadline, ok := ctx.Deadline()
-	return ctx.Err() != nil || ok && !time.Now().Before(deadline)
+	return value, time.Now().Add(cmp.Or(r.TTL, 5*time.Minute)), nil
 }

@@ -261,8 +261,8 @@ func TestResolverSharesQuestions(t *testing.T) {
 	})
 }
 
-// TestResolverGivesUp: who has no time left does not wait, and does not spoil the answer for those who
-// have.
+// TestResolverGivesUp: who has no time left does not wait, and what it asked for is there for those who have, and for
+// itself the next time.
 func TestResolverGivesUp(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		z := &zone{records: records, delay: 100 * time.Millisecond}
@@ -278,11 +278,38 @@ func TestResolverGivesUp(t *testing.T) {
 		})
 		synctest.Wait() // the one in a hurry is the one who asks
 		wg.Go(func() {
-			if got := r.ResolveHostname(t.Context(), r1); got != "ra.edge.test" || time.Since(start) != 110*time.Millisecond {
+			if got := r.ResolveHostname(t.Context(), r1); got != "ra.edge.test" || time.Since(start) != 100*time.Millisecond {
 				t.Errorf("patient: %s after %v", got, time.Since(start))
 			}
 		})
 		wg.Wait()
+		start = time.Now()
+		if got := r.ResolveHostnames(t.Context(), []netip.Addr{r1})[r1]; got != "ra.edge.test" || time.Since(start) != 0 {
+			t.Errorf("the next time: %s after %v", got, time.Since(start))
+		}
+		z.wait()
+	})
+}
+
+// TestResolverSlowServer: a server that is slower than anybody waits for, or dead, holds up who asks first, not everybody.
+func TestResolverSlowServer(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		z := &zone{records: records, dead: true}
+		r := &volta.Resolver{DNS: z.resolver(t)}
+		ask := func() time.Duration {
+			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+			defer cancel()
+			start := time.Now()
+			r.ResolveHostnames(ctx, []netip.Addr{r1, r2, r3})
+			return time.Since(start)
+		}
+		if took := ask(); took != 200*time.Millisecond {
+			t.Errorf("at first: %v", took)
+		}
+		time.Sleep(time.Second)
+		if took := ask(); took != 0 {
+			t.Errorf("once the server is known to be dead: %v", took)
+		}
 		z.wait()
 	})
 }
