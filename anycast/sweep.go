@@ -121,10 +121,12 @@ type record struct {
 	sender, receiver uint16
 	duplicates       uint16
 	state            recordState
-	attempt          uint8
+	attempt          uint8 // the latest
+	by               uint8 // the one that was answered
 	status           probe.Status
 	ttl              uint8
 	more             bool // there is an extra
+	again            bool // waiting because its site was lost, and may have sent it all the same
 }
 
 // extra is what few records have.
@@ -578,12 +580,16 @@ func (s *sweep) sent(e Sent) {
 		left := i < e.Count
 		if e.Times != nil {
 			left = i < len(e.Times) && e.Times[i] != 0
-			if left && rec.sent == 0 && rec.attempt == r.attempt {
+			latest := rec.attempt
+			if rec.state == answered {
+				latest = rec.by
+			}
+			if left && rec.sent == 0 && latest == r.attempt {
 				rec.sent = e.Times[i]
 			}
 		}
 		switch {
-		case left || rec.state == answered && rec.attempt == r.attempt:
+		case left || rec.state == answered && rec.by == r.attempt:
 			s.counts.sent++
 			if rec.state == flying {
 				rec.state = pending
@@ -591,7 +597,7 @@ func (s *sweep) sent(e Sent) {
 		case rec.state != flying:
 		case lost:
 			// The program may find another site for it.
-			rec.state = waiting
+			rec.state, rec.again = waiting, true
 			r.b.deferred++
 			heap.Push(&s.due, due{now, r.b, r.k})
 		default:
@@ -644,12 +650,12 @@ func (s *sweep) answers(all []Answer) {
 		}
 		switch {
 		case b != nil && step > b.step,
-			rec != nil && (attempt > int(rec.attempt) || attempt == int(rec.attempt) && (rec.state == waiting || rec.state == idle)):
+			rec != nil && (attempt > int(rec.attempt) || attempt == int(rec.attempt) && (rec.state == waiting && !rec.again || rec.state == idle)):
 			s.counts.unknown++ // not sent yet
 			continue
 		case s.seen.add((at*s.steps+step)*attempts + attempt):
 			s.counts.duplicates++
-			if rec != nil && rec.state == answered && rec.attempt == uint8(attempt) && rec.duplicates < 1<<16-1 {
+			if rec != nil && rec.state == answered && rec.by == uint8(attempt) && rec.duplicates < 1<<16-1 {
 				rec.duplicates++
 			}
 			continue
@@ -665,6 +671,11 @@ func (s *sweep) answers(all []Answer) {
 		case refused: // by a site that was lost before it could say that it had sent this one
 			s.counts.refused--
 			s.counts.sent++
+		case waiting:
+			if attempt == int(rec.attempt) {
+				s.counts.sent++ // likewise
+			}
+			b.open--
 		default:
 			b.open--
 		}
@@ -675,7 +686,7 @@ func (s *sweep) answers(all []Answer) {
 		if attempt != int(rec.attempt) || a.Sent != 0 {
 			rec.sent = a.Sent
 		}
-		rec.attempt = uint8(attempt)
+		rec.by = uint8(attempt)
 		rec.state, rec.receiver, rec.received = answered, site, a.Time
 		rec.status, rec.ttl = a.Status, a.ReplyTTL
 		if a.Responder != a.Target || a.Text != "" {
@@ -729,7 +740,7 @@ func (s *sweep) checkLocked(d due, now time.Time) {
 			continue
 		}
 		rec.attempt++
-		rec.state, rec.sent = waiting, 0
+		rec.state, rec.sent, rec.again = waiting, 0, false
 		b.deferred++
 		heap.Push(&s.due, due{s.spacer.reserve(s.targets.addrs[b.first+k], now), b, int32(k)})
 	}
