@@ -74,7 +74,7 @@ type controllerOptions struct {
 	maxStore          int64
 	name, metrics     string
 	hosts             []string
-	insecure          bool
+	insecure, origin  bool
 	requests, running int
 	targets           int
 	probeRate         float64
@@ -91,10 +91,10 @@ On its first start it makes an authority of its own in --state: agents and
 people then join with a token (fathom anycast enroll). Results are kept in a
 SQLite file.
 
-Voltadomar's agents and clients speak cleartext only: --insecure lets cleartext
-in, on the same port. Then whoever reaches the port can take part, so keep it
-inside a network that you trust. --insecure-origin does the same for
-Voltadomar's calls alone, and everything else still needs a certificate.`,
+Voltadomar's agents and clients speak cleartext only. --insecure-origin lets
+them in on the same port, while everything else needs a certificate. With
+--insecure nothing does: whoever reaches the port can do everything, so keep it
+inside a network that you trust.`,
 		Example: `  fathom anycast controller --listen :50051 --address anycast.example.net:50051
   fathom anycast controller --port 50051 --range 10000-20000 --block 100 --insecure`,
 		Args: noArgs,
@@ -118,7 +118,9 @@ Voltadomar's calls alone, and everything else still needs a certificate.`,
 	f.Int64Var(&o.maxStore, "store-limit", 0, "delete old measurements to keep the results below so many `bytes`; 0 for no limit")
 	f.StringVar(&o.name, "name", "", "what agents and logs call this controller (default: the host's name)")
 	f.StringArrayVar(&o.hosts, "host", nil, "another host `name` or address for the certificate")
-	f.BoolVar(&o.insecure, "insecure", false, "let cleartext connections in, and let them do everything")
+	f.BoolVar(&o.insecure, "insecure", false, "do without certificates: everything is in cleartext, and allowed to all")
+	f.BoolVar(&o.origin, "insecure-origin", false, "let Voltadomar's agents and clients in, in cleartext, beside members with certificates")
+	cmd.MarkFlagsMutuallyExclusive("insecure", "insecure-origin")
 	f.StringVar(&o.metrics, "metrics", "", "serve Prometheus metrics on this `host:port`")
 	f.IntVar(&o.requests, "quota-requests", 0, "`requests` per minute for each member; 0 for no limit")
 	f.IntVar(&o.running, "quota-measurements", 100, "`measurements` at once for each member; 0 for no limit")
@@ -132,9 +134,12 @@ func (a *app) runController(ctx context.Context, o *controllerOptions) error {
 	if err := os.MkdirAll(o.state, 0o700); err != nil {
 		return err
 	}
-	authority, err := enroll.Open(authorityDir(o.state), enroll.AuthorityOptions{})
-	if err != nil {
-		return err
+	var authority *enroll.Authority
+	if !o.insecure {
+		var err error
+		if authority, err = enroll.Open(authorityDir(o.state), enroll.AuthorityOptions{}); err != nil {
+			return err
+		}
 	}
 	if o.address != "" {
 		if err := os.WriteFile(addressFile(o.state), []byte(withPort(o.address)+"\n"), 0o600); err != nil {
@@ -161,8 +166,8 @@ func (a *app) runController(ctx context.Context, o *controllerOptions) error {
 	limits := access.Limits{Requests: o.requests, Measurements: o.running, Targets: o.targets, ProbeRate: o.probeRate}
 	registry := prometheus.NewRegistry()
 	c, err := controller.New(controller.Options{
-		Start: o.ports.start, End: o.ports.end, Block: o.block, Name: o.name, Authority: authority, Hosts: o.hosts, Insecure: o.insecure,
-		Store: results, Registry: registry, Log: log, Audit: audit,
+		Start: o.ports.start, End: o.ports.end, Block: o.block, Name: o.name, Authority: authority, Hosts: o.hosts,
+		Insecure: o.insecure || o.origin, Store: results, Registry: registry, Log: log, Audit: audit,
 		Quotas: access.NewQuotas(func(enroll.Identity) access.Limits { return limits }),
 	})
 	if err != nil {
