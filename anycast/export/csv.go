@@ -84,21 +84,22 @@ func (c *csvTable[T]) end() error {
 
 // appendValue knows the types of the rows' fields.
 func appendValue(b []byte, v reflect.Value) []byte {
-	switch v.Kind() {
-	case reflect.String:
+	switch kind := v.Kind(); {
+	case kind == reflect.String:
 		return appendText(b, v.String())
-	case reflect.Int32, reflect.Int64:
-		return strconv.AppendInt(b, v.Int(), 10)
-	case reflect.Uint64:
-		return strconv.AppendUint(b, v.Uint(), 10)
-	case reflect.Float64:
-		return strconv.AppendFloat(b, v.Float(), 'f', -1, 64)
-	case reflect.Bool:
+	case kind == reflect.Bool:
 		return strconv.AppendBool(b, v.Bool())
-	case reflect.Pointer:
+	case kind == reflect.Pointer:
 		return appendValue(b, v.Elem())
-	case reflect.Struct:
-		return v.Addr().Interface().(*time.Time).UTC().AppendFormat(b, time.RFC3339Nano)
+	case v.CanInt():
+		return strconv.AppendInt(b, v.Int(), 10)
+	case v.CanUint():
+		return strconv.AppendUint(b, v.Uint(), 10)
+	case v.CanFloat():
+		return strconv.AppendFloat(b, v.Float(), 'f', -1, 64)
+	}
+	if t, ok := v.Addr().Interface().(*time.Time); ok {
+		return t.UTC().AppendFormat(b, time.RFC3339Nano)
 	}
 	panic("export: a column of type " + v.Type().String())
 }

@@ -324,3 +324,26 @@ func (c *counter) Write(b []byte) (int, error) {
 	*c += counter(len(b))
 	return len(b), nil
 }
+
+// TestColumnsAreDocumented holds that the reference names every column below the heading of its table.
+func TestColumnsAreDocumented(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/reference/export-formats.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range export.Kinds() {
+		section := ""
+		for s := range strings.SplitSeq(string(doc), "\n### ") {
+			heading, _, _ := strings.Cut(s, "\n")
+			if slices.Contains(strings.Split(heading, ", "), string(k)) {
+				section = s
+			}
+		}
+		header, _, _ := strings.Cut(string(write(t, export.CSV, k, all(measurement("m1", anycast.KindTrace)))), "\n")
+		for column := range strings.SplitSeq(header, ",") {
+			if column != "measurement" && !strings.Contains(section, "`"+column+"`") {
+				t.Errorf("docs/reference/export-formats.md does not tell what %s of %s is", column, k)
+			}
+		}
+	}
+}

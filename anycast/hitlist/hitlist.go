@@ -156,7 +156,8 @@ func isName(s string) bool {
 			return false
 		}
 		for _, c := range []byte(label) {
-			if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '_') {
+			letter := 'a' <= c|0x20 && c|0x20 <= 'z'
+			if !letter && (c < '0' || c > '9') && c != '-' && c != '_' {
 				return false
 			}
 		}
