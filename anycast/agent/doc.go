@@ -22,6 +22,8 @@
 //     what it gets twice. What finds the spool full is dropped and counted.
 //   - Answers are recognised by a keyed check in each probe (package stateless). What is forged, or has nothing to do with
 //     an open session, is counted and goes no further. Most of it does not even leave the kernel.
+//   - An answer that comes home before the session has been opened here, since other sites are nearer to the controller, is kept for
+//     two seconds and counts.
 //   - Probes leave from addresses of this host only, whatever a controller says, and go to hosts, not to groups.
 //   - Sending never keeps the receiver waiting: answers are read before each batch of at most 64 probes.
 //   - Departures are stamped by the kernel while they are few, else before the system call; arrivals always by the kernel.

@@ -40,8 +40,9 @@ type link struct {
 	sessions int
 	queued   int // memory of orders, in bytes
 	forwards bool
-	dirty    bool  // the spool has answers that the writer was not told of
-	notified int64 // mono
+	expected rawio.PortRange // the ports that the controller announced; zero for none
+	dirty    bool            // the spool has answers that the writer was not told of
+	notified int64           // mono
 
 	// These belong to the goroutine of run.
 	spoken  Dialect // on the last connection that got so far; Auto before the first

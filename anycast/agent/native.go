@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/seed5728abee/fathom/anycast/measurepb"
+	"github.com/seed5728abee/fathom/internal/rawio"
 	"github.com/seed5728abee/fathom/probe/stateless"
 )
 
@@ -48,7 +49,10 @@ func (l *link) native(ctx context.Context, d Dialect, cc *grpc.ClientConn) error
 		return fmt.Errorf("attach: %w", errWelcome)
 	}
 	l.begin(d)
-	l.plane.do(func() { l.plane.keepSessions(l, welcome.GetSessions()) })
+	l.plane.do(func() {
+		l.plane.keepSessions(l, welcome.GetSessions())
+		l.plane.expect(l, announced(welcome))
+	})
 	l.spool.restart(welcome.GetAcknowledged())
 	l.up(true)
 	l.log.Info("attached to controller", "name", welcome.GetController())
@@ -63,6 +67,15 @@ func (l *link) native(ctx context.Context, d Dialect, cc *grpc.ClientConn) error
 	cancel()
 	group.Wait()
 	return err
+}
+
+// announced is the ports that a controller's sessions will have; none if it does not say, or makes no sense.
+func announced(w *measurepb.Welcome) rawio.PortRange {
+	first, last := uint64(w.GetFirstPort()), uint64(w.GetFirstPort())+uint64(w.GetPorts())-1
+	if w.GetPorts() == 0 || first == 0 || last > math.MaxUint16 {
+		return rawio.PortRange{}
+	}
+	return rawio.PortRange{Lo: uint16(first), Hi: uint16(last)}
 }
 
 func (l *link) hello() (*measurepb.Hello, error) {

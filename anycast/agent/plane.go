@@ -49,6 +49,7 @@ type plane struct {
 	byCodec   map[*stateless.Codec]*session
 	lingering int   // sessions that only listen
 	reap      int64 // mono, when the first of them may have ended
+	early     early
 
 	// Receiving.
 	receivers  [6]receiver
@@ -277,6 +278,7 @@ func (p *plane) run() error {
 		p.clock()
 		p.obey()
 		worked := p.receive()
+		p.lookEarly()
 		p.expire()
 		p.clock()
 		if p.transmit() {
@@ -330,6 +332,9 @@ func (p *plane) untilNext() time.Duration {
 	}
 	if p.lingering > 0 {
 		d = min(d, p.reap-p.now)
+	}
+	if len(p.early.packets) > 0 {
+		d = min(d, p.early.due()-p.now)
 	}
 	return time.Duration(max(d, 0))
 }

@@ -70,7 +70,9 @@ func (p *plane) arrive4(rx *receiver, m *rawio.Message) {
 		}
 		return
 	}
-	p.discard(err)
+	if !p.keepEarly(m.Time, pkt, err) {
+		p.discard(err)
+	}
 }
 
 // arrive6 handles packet k, which comes without its header. In its buffer is room for one that is made up from what
@@ -79,10 +81,6 @@ func (p *plane) arrive6(rx *receiver, k int) {
 	m := &p.in[1][k]
 	src := m.Addr.Addr().WithZone("")
 	c, err := p.table.Parse6(src, m.Local, m.TTL, m.TOS, rx.proto, m.Data[:m.N], &p.answer)
-	if err != nil {
-		p.discard(err)
-		return
-	}
 	pkt := p.whole6[k][:ip6Header+m.N]
 	binary.BigEndian.PutUint32(pkt, 6<<28|uint32(m.TOS)<<20)
 	binary.BigEndian.PutUint16(pkt[4:], uint16(m.N))
@@ -90,7 +88,12 @@ func (p *plane) arrive6(rx *receiver, k int) {
 	from, to := src.As16(), m.Local.As16()
 	copy(pkt[8:], from[:])
 	copy(pkt[24:], to[:])
-	p.deliver(c, m.Time, pkt)
+	switch {
+	case err == nil:
+		p.deliver(c, m.Time, pkt)
+	case !p.keepEarly(m.Time, pkt, err):
+		p.discard(err)
+	}
 }
 
 func (p *plane) discard(err error) {

@@ -77,6 +77,7 @@ func (p *plane) openSession(l *link, id uint32, conf stateless.Config, err error
 		return
 	}
 	p.widen(s)
+	p.early.again = true
 }
 
 // claim takes a session's ports. Those of a session of the same controller that is only listening for late
@@ -221,15 +222,23 @@ func (rx *receiver) concerns(s *session) bool {
 
 // widen makes answers to a session pass the filters.
 func (p *plane) widen(s *session) {
-	r := widened(s.ports)
 	for i := range p.receivers {
 		rx := &p.receivers[i]
-		if rx.conn == nil || !rx.concerns(s) {
+		if rx.conn == nil || !rx.concerns(s) || covered(rx.ranges, s.ports) {
 			continue
 		}
-		if slices.ContainsFunc(rx.ranges, func(have rawio.PortRange) bool { return have.Lo <= r.Lo && r.Hi <= have.Hi }) {
-			continue
-		}
+		p.pass(rx, widened(s.ports))
+	}
+}
+
+// covered tells whether one of the ranges has all of another.
+func covered(ranges []rawio.PortRange, r rawio.PortRange) bool {
+	return slices.ContainsFunc(ranges, func(have rawio.PortRange) bool { return have.Lo <= r.Lo && r.Hi <= have.Hi })
+}
+
+// pass makes answers to some ports pass a socket's filter.
+func (p *plane) pass(rx *receiver, r rawio.PortRange) {
+	if !covered(rx.ranges, r) {
 		rx.ranges = append(rx.ranges, r)
 		p.setFilter(rx)
 	}
@@ -247,14 +256,16 @@ func (p *plane) narrow() {
 			continue
 		}
 		var ranges []rawio.PortRange
-		for _, s := range p.sessions {
-			if s.codec != nil && rx.concerns(s) {
-				if r := widened(s.ports); !slices.Contains(ranges, r) {
-					ranges = append(ranges, r)
-				}
+		for _, l := range p.links {
+			if r := l.expected; r != (rawio.PortRange{}) && !covered(ranges, r) {
+				ranges = append(ranges, r)
 			}
 		}
-		// The present ranges are these and perhaps more: see widen.
+		for _, s := range p.sessions {
+			if s.codec != nil && rx.concerns(s) && !covered(ranges, s.ports) {
+				ranges = append(ranges, widened(s.ports))
+			}
+		}
 		if len(ranges) != len(rx.ranges) {
 			rx.ranges = ranges
 			p.setFilter(rx)

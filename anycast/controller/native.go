@@ -160,7 +160,10 @@ func (f *fleet) attach(l *link, info anycast.Site, secure bool, incarnation uint
 	if s.link != nil {
 		s.link.stop(errReplaced)
 	}
-	welcome := &measurepb.Welcome{Controller: controller, Acknowledged: s.lastSeq}
+	firstPort, ports := f.ports.blocks.Ports()
+	welcome := &measurepb.Welcome{
+		Controller: controller, Acknowledged: s.lastSeq, FirstPort: uint32(firstPort), Ports: uint32(ports),
+	}
 	held := make(map[uint32]bool, len(has))
 	for _, id := range has {
 		held[id] = true

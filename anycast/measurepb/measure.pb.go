@@ -736,8 +736,12 @@ type Welcome struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	Controller string                 `protobuf:"bytes,1,opt,name=controller,proto3" json:"controller,omitempty"`
 	// The highest sequence number of this incarnation that the controller has.
-	Acknowledged  uint64   `protobuf:"varint,2,opt,name=acknowledged,proto3" json:"acknowledged,omitempty"`
-	Sessions      []uint32 `protobuf:"varint,3,rep,packed,name=sessions,proto3" json:"sessions,omitempty"`
+	Acknowledged uint64   `protobuf:"varint,2,opt,name=acknowledged,proto3" json:"acknowledged,omitempty"`
+	Sessions     []uint32 `protobuf:"varint,3,rep,packed,name=sessions,proto3" json:"sessions,omitempty"`
+	// The ports that this controller's probes may have, so that a site can keep what comes home before the
+	// session that it is of has been opened there.
+	FirstPort     uint32 `protobuf:"varint,4,opt,name=first_port,json=firstPort,proto3" json:"first_port,omitempty"`
+	Ports         uint32 `protobuf:"varint,5,opt,name=ports,proto3" json:"ports,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -791,6 +795,20 @@ func (x *Welcome) GetSessions() []uint32 {
 		return x.Sessions
 	}
 	return nil
+}
+
+func (x *Welcome) GetFirstPort() uint32 {
+	if x != nil {
+		return x.FirstPort
+	}
+	return 0
+}
+
+func (x *Welcome) GetPorts() uint32 {
+	if x != nil {
+		return x.Ports
+	}
+	return 0
 }
 
 // Ping and Pong are an NTP-style exchange: t0 and t3 by the controller's clock, t1 and t2 by the agent's.
@@ -4955,13 +4973,16 @@ const file_anycast_measurepb_measure_proto_rawDesc = "" +
 	"\aunicast\x18\x05 \x03(\fR\aunicast\x12\x12\n" +
 	"\x04rate\x18\x06 \x01(\x01R\x04rate\x12\x1a\n" +
 	"\bsessions\x18\a \x03(\rR\bsessions\x12\x18\n" +
-	"\amissing\x18\b \x03(\tR\amissing\"i\n" +
+	"\amissing\x18\b \x03(\tR\amissing\"\x9e\x01\n" +
 	"\aWelcome\x12\x1e\n" +
 	"\n" +
 	"controller\x18\x01 \x01(\tR\n" +
 	"controller\x12\"\n" +
 	"\facknowledged\x18\x02 \x01(\x04R\facknowledged\x12\x1a\n" +
-	"\bsessions\x18\x03 \x03(\rR\bsessions\"&\n" +
+	"\bsessions\x18\x03 \x03(\rR\bsessions\x12\x1d\n" +
+	"\n" +
+	"first_port\x18\x04 \x01(\rR\tfirstPort\x12\x14\n" +
+	"\x05ports\x18\x05 \x01(\rR\x05ports\"&\n" +
 	"\x04Ping\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x0e\n" +
 	"\x02t0\x18\x02 \x01(\x03R\x02t0\"F\n" +

@@ -65,6 +65,9 @@ func (b *Blocks) Len() int { return b.n }
 // Size is the number of ports in a block.
 func (b *Blocks) Size() int { return b.size }
 
+// Ports are those of all blocks: the first, and how many there are.
+func (b *Blocks) Ports() (first uint16, n int) { return uint16(b.start), b.n * b.size }
+
 // Index tells which block a port is in, from 0 to Len()-1. It is false for a port outside all of them.
 func (b *Blocks) Index(port uint16) (int, bool) {
 	i := int(port) - b.start
