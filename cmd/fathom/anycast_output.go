@@ -229,9 +229,9 @@ func (v *catchmentView) ended(m *anycast.Measurement) error {
 	v.erase()
 	total := v.table.Total(m.Definition.Weights)
 	w := tabwriter.NewWriter(v.app.stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	head := "NETWORKS\tSHARE\tTARGETS\tMEDIAN RTT ms\t"
+	head := "NETWORKS\tSHARE\tANSWERS\tMEDIAN RTT ms\t"
 	if total.Weight != nil {
-		head = "NETWORKS\tSHARE\tQUERIES\tSHARE\tTARGETS\tMEDIAN RTT ms\t"
+		head = "NETWORKS\tSHARE\tQUERIES\tSHARE\tANSWERS\tMEDIAN RTT ms\t"
 	}
 	sum, queries := 0, total.Unmapped
 	for _, n := range total.Networks {
@@ -261,7 +261,9 @@ func (v *catchmentView) ended(m *anycast.Measurement) error {
 		}
 		fmt.Fprintf(w, "%d\t%s\t\n", answers, median)
 	}
-	if total.Silent > 0 {
+	if total.Unmapped > 0 { // only with weights
+		fmt.Fprintf(w, "%s\t%d\t\t%.0f\t%s\t\n", pad("(none)", width), total.Silent, total.Unmapped, percent(total.Unmapped/queries))
+	} else if total.Silent > 0 {
 		fmt.Fprintf(w, "%s\t%d\t\n", pad("(none)", width), total.Silent)
 	}
 	if err := w.Flush(); err != nil {
@@ -333,7 +335,12 @@ const mostRows = 50
 
 func (v *latencyView) ended(*anycast.Measurement) error {
 	v.erase()
-	slices.SortStableFunc(v.rows, func(a, b *anycast.LatencyResult) int { return cmp.Compare(b.Inflation, a.Inflation) })
+	slices.SortFunc(v.rows, func(a, b *anycast.LatencyResult) int {
+		if (a.Catcher == "") != (b.Catcher == "") { // silent ones last
+			return cmp.Compare(b.Catcher, a.Catcher)
+		}
+		return cmp.Or(cmp.Compare(b.Inflation, a.Inflation), a.Target.Compare(b.Target))
+	})
 	w := tabwriter.NewWriter(v.app.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "TARGET\tCATCHER\tRTT ms\tBEST\tINFLATION ms\tUNICAST ms")
 	for _, l := range v.rows[:min(len(v.rows), mostRows)] {
@@ -347,6 +354,9 @@ func (v *latencyView) ended(*anycast.Measurement) error {
 		var unicast []string
 		for _, u := range l.Unicast {
 			unicast = append(unicast, u.Site+" "+milliseconds(u.RTT))
+		}
+		if len(unicast) == 0 {
+			unicast = []string{"-"}
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", l.Target, siteOr(l.Catcher), rtt, siteOr(l.Best), inflation, strings.Join(unicast, ", "))
 	}
@@ -640,7 +650,7 @@ func (v *anycastTraceView) hop(table *traceTable, ttl int, replies []anycast.Rep
 		}
 		line := pad(h.receiver, heardWidth-1) + " "
 		for _, t := range all {
-			line += pad(strings.Repeat(" ", max(0, traceRTTWidth-len([]rune(t))))+t, 0)
+			line += strings.Repeat(" ", max(2, traceRTTWidth-len([]rune(t)))) + t
 		}
 		if silent > 0 && len(order) == 1 {
 			line += strings.Repeat(fmt.Sprintf("%*s", traceRTTWidth, "*"), min(silent, traceMostColumns))
