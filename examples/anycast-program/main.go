@@ -20,16 +20,14 @@ import (
 )
 
 func main() {
-	listener, err := net.Listen("tcp", "127.0.0.1:50051")
-	if err == nil {
-		err = serve(listener)
-	}
-	if err != nil {
-		slog.Error("controller", "error", err)
-	}
+	slog.Error("controller ended", "error", serve())
 }
 
-func serve(listener net.Listener) error {
+func serve() error {
+	listener, err := net.Listen("tcp", "127.0.0.1:50051")
+	if err != nil {
+		return err
+	}
 	programs := map[string]anycast.NewProgram{"hears": newHears}
 	c, err := controller.New(controller.Options{Start: 10000, End: 20000, Block: 100, Insecure: true, Programs: programs})
 	if err != nil {
