@@ -15,11 +15,14 @@ export function shareBar(parts) {
   }, p.value / total > 0.07 && h('em', null, `${p.name} ${percent(p.value / total)}`))));
 }
 
+// A chart is drawn as wide as there is room for it, so that its text has the size of the page's.
+const room = () => Math.max(300, Math.min(1120, document.getElementById('main').clientWidth - 80));
+
 const dashes = ['', '7 3', '2 3', '9 3 2 3'];
 
 /** rttCurves shows how large a share of the networks of each site {name, rtt: {curve}} answers within which time. */
 export function rttCurves(sites) {
-  const [w, height, left, right, top, bottom] = [720, 290, 44, 14, 10, 30];
+  const [w, height, left, right, top, bottom] = [room(), 280, 44, 14, 10, 28];
   const all = sites.flatMap((x) => x.rtt.curve_ns).filter((v) => v > 0);
   const low = Math.log10(Math.min(...all));
   const high = Math.max(Math.log10(Math.max(...all)), low + 0.3);
@@ -27,11 +30,11 @@ export function rttCurves(sites) {
   const y = (p) => top + (1 - p) * (height - top - bottom);
   const marks = [];
   for (let e = Math.floor(low); e <= high; e++) for (const m of [1, 2, 5]) marks.push(m * 10 ** e);
-  const svg = s('svg', { class: 'chart', viewBox: `0 0 ${w} ${height}`, role: 'img', 'aria-label': 'Distribution of round-trip times, by site; the table has the figures' });
+  const svg = s('svg', { class: 'chart', width: w, height, viewBox: `0 0 ${w} ${height}`, role: 'img', 'aria-label': 'Distribution of round-trip times, by site; the table has the figures' });
   for (const p of [0, 0.25, 0.5, 0.75, 1]) {
     svg.append(s('line', { class: 'grid', x1: left, x2: w - right, y1: y(p), y2: y(p) }), s('text', { x: left - 7, y: y(p) + 4, 'text-anchor': 'end' }, `${100 * p} %`));
   }
-  for (const m of marks.filter((v) => Math.log10(v) >= low && Math.log10(v) <= high)) {
+  for (const m of marks.filter((v) => Math.log10(v) >= low && Math.log10(v) <= high && (w > 500 || !/^5/.test(String(v))))) {
     svg.append(s('line', { class: 'grid', x1: x(m), x2: x(m), y1: top, y2: height - bottom }), s('text', { x: x(m), y: height - 10, 'text-anchor': 'middle' }, span(m).replace('.0', '')));
   }
   sites.forEach((site, i) => {
@@ -49,7 +52,7 @@ export const legendOf = (names) => h('div', { class: 'legend' }, names.map((n) =
 export function timeline(watch) {
   const names = Object.keys(watch.sites).sort();
   const n = watch.times.length;
-  const [w, left, right, top, tall, gap, low] = [1000, 46, 6, 8, 250, 16, 46];
+  const [w, left, right, top, tall, gap, low] = [room(), 46, 6, 8, 250, 16, 46];
   const height = top + tall + gap + low + 24;
   const layers = [...names.map((name) => ({ name, values: watch.sites[name] })), { name: '', values: watch.lost }];
   const totals = watch.times.map((_, i) => layers.reduce((sum, l) => sum + l.values[i], 0));
@@ -58,7 +61,7 @@ export function timeline(watch) {
   const x = (i) => left + (n > 1 ? (i / (n - 1)) * (w - left - right) : 0);
   const y = (v) => top + (1 - v / most) * tall;
   const floor = top + tall + gap + low;
-  const svg = s('svg', { class: 'chart', viewBox: `0 0 ${w} ${height}`, tabindex: 0, role: 'img', 'aria-label': `Answers over time by site: ${names.join(', ')}. Arrow keys read the values.` });
+  const svg = s('svg', { class: 'chart', width: w, height, viewBox: `0 0 ${w} ${height}`, tabindex: 0, role: 'img', 'aria-label': `Answers over time by site: ${names.join(', ')}. Arrow keys read the values.` });
   const base = new Array(n).fill(0);
   for (const layer of layers) {
     const under = base.map((v, i) => `${x(i).toFixed(1)} ${y(v).toFixed(1)}`);
@@ -75,7 +78,7 @@ export function timeline(watch) {
     if (v > 0) svg.append(s('rect', { class: 'moves', x: x(i) - width / 2, width, y: floor - (v / mostMoved) * low, height: (v / mostMoved) * low }));
   });
   svg.append(s('line', { class: 'axis', x1: left, x2: w - right, y1: floor, y2: floor }), s('text', { x: left - 7, y: floor - low / 2 + 4, 'text-anchor': 'end' }, 'moves'));
-  for (const p of [0, 0.25, 0.5, 0.75, 1]) {
+  for (const p of w > 500 ? [0, 0.25, 0.5, 0.75, 1] : [0, 0.5, 1]) {
     const i = Math.round(p * (n - 1));
     svg.append(s('text', { x: x(i), y: height - 6, 'text-anchor': p === 0 ? 'start' : p === 1 ? 'end' : 'middle' }, clock(watch.times[i])));
   }

@@ -139,8 +139,8 @@ export class MeasurementView {
     const program = this.#measurement.definition.program;
     if (sum.watch) parts.push(...watchParts(sum.watch, sum.summary));
     if (sum.flips || program === 'flipping') parts.push(...flipParts(sum.flips, sum.summary));
-    if (sum.networks + sum.silent > 0) parts.push(...this.#catchmentParts(sum));
     if (sum.latency) parts.push(...latencyParts(sum));
+    if (sum.networks + sum.silent > 0) parts.push(...this.#catchmentParts(sum));
     if (sum.traces?.length) parts.push(...await this.#traceParts(sum));
     for (const a of sum.answers ?? []) parts.push(card('Answer', `code ${a.code}`, h('pre', null, a.text)));
     if (sum.texts?.length) parts.push(textPart(sum.texts));
