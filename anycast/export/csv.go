@@ -98,7 +98,7 @@ func appendValue(b []byte, v reflect.Value) []byte {
 	case v.CanFloat():
 		return strconv.AppendFloat(b, v.Float(), 'f', -1, 64)
 	}
-	if t, ok := v.Addr().Interface().(*time.Time); ok {
+	if t, ok := reflect.TypeAssert[*time.Time](v.Addr()); ok {
 		return t.UTC().AppendFormat(b, time.RFC3339Nano)
 	}
 	panic("export: a column of type " + v.Type().String())

@@ -294,7 +294,7 @@ func newScamperTrace(m *anycast.Measurement, t *anycast.TraceResult) (*scamperTr
 		if isUnreachable(r) {
 			s.StopData = r.ICMPCode
 		}
-		if r.Responder.IsValid() {
+		if r.Responder.IsValid() && r.TTL > 0 { // scamper refuses a file with a hop 0
 			s.Hops = append(s.Hops, newScamperHop(t, r, clip[uint8](id)))
 		}
 	}
@@ -351,8 +351,8 @@ func newScamperHop(t *anycast.TraceResult, r *anycast.Reply, id uint8) scamperHo
 			h.QuotedTOS = new(r.QuotedTOS)
 		}
 	}
-	if tellsMTU(h.Addr.Is6(), r.ICMPType, r.ICMPCode) && r.MTU <= math.MaxUint16 {
-		h.MTU = new(uint16(r.MTU))
+	if tellsMTU(h.Addr.Is6(), r.ICMPType, r.ICMPCode) {
+		h.MTU = new(uint16(min(r.MTU, math.MaxUint16)))
 	}
 	if len(r.MPLS) > 0 {
 		h.mpls = r.MPLS

@@ -10,6 +10,8 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"math/rand/v2"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -231,6 +233,76 @@ func TestWartsReadByScamper(t *testing.T) {
 	}
 	if traces := len(zoo()); len(got) <= traces {
 		t.Errorf("scamper read %d objects, want more than %d traces", len(got), traces)
+	}
+}
+
+// TestRandomTracesReadByScamper goes where no trace has gone, with whatever a responder may send.
+func TestRandomTracesReadByScamper(t *testing.T) {
+	tool := findTool(t, "sc_warts2json")
+	seed := rand.Uint64()
+	r := rand.New(rand.NewPCG(seed, 0))
+	address := func(six bool) netip.Addr {
+		b := [16]byte{0x20, 0x01, 0x0d, 0xb8, 15: byte(r.IntN(4))} // few, so that they come back
+		if six {
+			return netip.AddrFrom16(b)
+		}
+		return netip.AddrFrom4([4]byte(b[12:]))
+	}
+	var results []anycast.Result
+	for range 200 {
+		six := r.IntN(2) == 0
+		tr := &anycast.TraceResult{
+			Site: []string{"fra1", "ams2"}[r.IntN(2)], Source: address(six), Target: address(six), Protocol: stateless.Kind(1 + r.IntN(5)),
+			Method: []anycast.Method{anycast.MethodParis, anycast.MethodClassic, anycast.MethodMultipath}[r.IntN(3)], SrcPort: uint16(r.Uint32()),
+			DstPort: uint16(r.Uint32()), Size: r.IntN(70_000), TOS: uint8(r.Uint32()), FirstHop: 1 + r.IntN(5), MaxHops: r.IntN(300), Attempts: r.IntN(300),
+			Stop: trace.StopReason(r.IntN(9)).String(), Silent: r.IntN(20), Probes: r.IntN(100_000), Start: start.Add(time.Duration(r.Int64N(1e15))),
+		}
+		for ttl := tr.FirstHop; ttl < 256 && r.IntN(20) > 0; ttl += r.IntN(3) {
+			reply := anycast.Reply{
+				TTL: uint8(ttl), Flow: uint16(r.Uint32()), Status: probe.Status(1 + r.IntN(8)), RTT: time.Duration(r.Int64N(1e10)),
+				HasICMP: r.IntN(3) > 0, ICMPType: uint8(r.IntN(16)), ICMPCode: uint8(r.IntN(256)), ReplyTTL: uint8(r.IntN(256)), ReplySize: uint16(r.Uint32()),
+				QuotedTTL: uint8(r.IntN(256)), MTU: r.Uint32N(100_000),
+			}
+			if r.IntN(4) > 0 {
+				reply.Responder = address(six)
+			}
+			if r.IntN(4) > 0 {
+				reply.Sent = tr.Start.Add(time.Duration(r.Int64N(1e10)))
+			}
+			if !six {
+				reply.ReplyTOS, reply.ReplyID, reply.QuotedTOS = uint8(r.Uint32()), uint16(r.Uint32()), uint8(r.Uint32())
+			}
+			for range r.IntN(4) {
+				reply.MPLS = append(reply.MPLS, packet.Label{Label: r.Uint32N(1 << 20), TC: uint8(r.IntN(8)), Bottom: r.IntN(2) == 0, TTL: uint8(r.IntN(256))})
+			}
+			tr.Replies = append(tr.Replies, reply)
+		}
+		results = append(results, tr)
+	}
+	records := all(measurement("m1", anycast.KindTrace), results...)
+	got := objects(t, run(t, tool, write(t, export.Warts, "", records)))
+	asScamper(got)
+	want := objects(t, write(t, export.ScamperJSON, "", records))
+	withoutOurs(want)
+	if len(got) != len(want) {
+		t.Fatalf("seed %d: scamper reads %d objects, want %d", seed, len(got), len(want))
+	}
+	for i := range want { // comparing all at once takes long and shows little
+		gotHops, _ := got[i]["hops"].([]any)
+		wantHops, _ := want[i]["hops"].([]any)
+		delete(got[i], "hops")
+		delete(want[i], "hops")
+		if diff := cmp.Diff(want[i], got[i]); diff != "" {
+			t.Fatalf("seed %d, object %d: -our JSON +scamper's from our warts:\n%s", seed, i, diff)
+		}
+		if len(gotHops) != len(wantHops) {
+			t.Fatalf("seed %d, object %d: scamper reads %d hops, want %d\n%v\n%v", seed, i, len(gotHops), len(wantHops), want[i], wantHops)
+		}
+		for k := range wantHops {
+			if diff := cmp.Diff(wantHops[k], gotHops[k]); diff != "" {
+				t.Fatalf("seed %d, object %d, hop %d: -our JSON +scamper's from our warts:\n%s", seed, i, k, diff)
+			}
+		}
 	}
 }
 
