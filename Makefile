@@ -67,6 +67,10 @@ bench: ## run every benchmark for BENCHTIME (1s; 1x runs each once)
 bench-peers: deps ## measure Fathom side by side with mtr-packet, fping and a bare loop
 	$(GO) run ./internal/benchpeers
 
+.PHONY: bench-anycast
+bench-anycast: ## measure an anycast fleet: controller, three agents and a client, in a lab
+	$(GO) run ./internal/benchanycast
+
 lint: ## format, vet, tidy and golangci-lint checks; changes nothing
 	@unformatted=$$($(TOOL) gofumpt -l .); \
 	if [[ -n $$unformatted ]]; then echo "not formatted (run make format):"; echo "$$unformatted"; exit 1; fi

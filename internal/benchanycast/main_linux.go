@@ -1,0 +1,163 @@
+// Copyright The Fathom Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"cmp"
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"github.com/seed5728abee/fathom/lab"
+)
+
+// bench is one run.
+type bench struct {
+	self       string // this program, to be run on a host
+	dir        string // temporary
+	program    string // fathom
+	controller string // commands in place of it
+	agent      string
+	kernel     bool
+	rounds     int
+	seconds    time.Duration
+	targets    int
+	verbose    bool
+	rows       []row
+}
+
+// row is a figure with its goal.
+type row struct {
+	section, name string
+	value         string
+	goal          string
+	met           bool
+	judged        bool
+}
+
+func main() {
+	if len(os.Args) > 1 && os.Args[1] == "role" {
+		if err := role(os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, "benchanycast:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	if err := lab.Enter(); err != nil {
+		fmt.Fprintln(os.Stderr, "benchanycast:", err)
+		os.Exit(1)
+	}
+	b := &bench{}
+	flag.IntVar(&b.rounds, "rounds", 5, "how often the numbers of requests at once take turns")
+	flag.DurationVar(&b.seconds, "seconds", 4*time.Second, "how long each turn lasts")
+	flag.IntVar(&b.targets, "targets", 1<<20, "how many targets the catchment has")
+	flag.StringVar(&b.program, "program", "", "the fathom program; built from ./cmd/fathom unless given")
+	flag.StringVar(&b.controller, "controller", "", "shell command to measure in place of our controller")
+	flag.StringVar(&b.agent, "agent", "", "shell command to measure in place of our agents")
+	flag.BoolVar(&b.kernel, "kernel", false, "a path of 19 routers of the kernel, in place of one that stands for them")
+	flag.BoolVar(&b.verbose, "v", false, "show what the fleet logs, and the first answer that is wrong")
+	only := flag.String("only", "", "regular expression: run only the sections whose names match")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := b.run(ctx, regexp.MustCompile(*only)); err != nil {
+		fmt.Fprintln(os.Stderr, "benchanycast:", err)
+		os.Exit(1)
+	}
+	if !b.report() {
+		os.Exit(1)
+	}
+}
+
+func (b *bench) run(ctx context.Context, only *regexp.Regexp) (err error) {
+	if b.dir, err = os.MkdirTemp("", "fathom-bench"); err != nil {
+		return err
+	}
+	defer func() { _ = os.RemoveAll(b.dir) }() // it is a temporary directory
+	if b.self, err = os.Executable(); err != nil {
+		return err
+	}
+	if b.program == "" {
+		b.program = filepath.Join(b.dir, "fathom")
+		build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", b.program, "./cmd/fathom")
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			return fmt.Errorf("build fathom (run this from the top of the repository): %w\n%s", err, out)
+		}
+	}
+	for _, s := range []struct {
+		name string
+		f    func(context.Context) error
+	}{
+		{"requests", b.requests},
+		{"queue", b.queue},
+		{"burst", b.burst},
+		{"catchment", b.catchment},
+	} {
+		if !only.MatchString(s.name) {
+			continue
+		}
+		fmt.Fprintf(os.Stderr, "%s …\n", s.name)
+		if err := s.f(ctx); err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+	}
+	return nil
+}
+
+// add records a figure without a goal.
+func (b *bench) add(section, name, value string) {
+	b.rows = append(b.rows, row{section: section, name: name, value: value})
+}
+
+// judge records a figure and whether it meets its goal.
+func (b *bench) judge(section, name, value, goal string, met bool) {
+	b.rows = append(b.rows, row{section, name, value, goal, met, true})
+}
+
+func (b *bench) report() bool {
+	fmt.Printf("%s, %d processors, %s, Linux %s\n\n", time.Now().UTC().Format("2006-01-02"), runtime.NumCPU(), runtime.Version(), release())
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "section\tfigure\tvalue\tgoal\t")
+	ok := true
+	for _, r := range b.rows {
+		verdict := ""
+		if r.judged && r.met {
+			verdict = "met"
+		} else if r.judged {
+			verdict = "MISSED"
+			ok = false
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", r.section, r.name, r.value, r.goal, verdict)
+	}
+	_ = w.Flush() // to standard output
+	return ok
+}
+
+func release() string {
+	data, err := os.ReadFile("/proc/sys/kernel/osrelease")
+	if err != nil {
+		return "of unknown release"
+	}
+	return strings.TrimSpace(string(data))
+}
+
+func median[T cmp.Ordered](v []T) T { return quantile(v, 0.5) }
+
+// quantile gives the element below which a share of the others is.
+func quantile[T cmp.Ordered](v []T, share float64) T {
+	s := slices.Sorted(slices.Values(v))
+	return s[min(int(share*float64(len(s))), len(s)-1)]
+}

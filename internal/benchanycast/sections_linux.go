@@ -1,0 +1,236 @@
+// Copyright The Fathom Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/seed5728abee/fathom/internal/labnet"
+	"github.com/seed5728abee/fathom/lab"
+)
+
+// tally is what a number of turns found.
+type tally struct {
+	rates                                   []float64
+	latencies                               []time.Duration
+	asked, failed, stars, wrong, untimed    int
+	use                                     usage
+	controllerPeak, agentPeak, requestCount int64
+}
+
+// ask has the client send requests, some at once, and adds what became of them.
+func (b *bench) ask(ctx context.Context, f *fleet, t *tally, found truth, atOnce int, args ...string) error {
+	text, err := json.Marshal(found)
+	if err != nil {
+		return err
+	}
+	if err := f.forget(); err != nil {
+		return err
+	}
+	before, err := f.used()
+	if err != nil {
+		return err
+	}
+	o, err := b.on(ctx, f, "ask", append([]string{
+		"-command", "volta a " + labnet.Target4.String(), "-truth", string(text), "-at-once", strconv.Itoa(atOnce),
+	}, args...)...)
+	if err != nil {
+		return err
+	}
+	after, err := f.used()
+	if err != nil {
+		return err
+	}
+	use := after.since(before)
+	use.cpu["client"] = o.CPU
+	if t.use.cpu == nil {
+		t.use = usage{cpu: map[string]time.Duration{}}
+	}
+	for name, d := range use.cpu {
+		t.use.cpu[name] += d
+	}
+	t.rates = append(t.rates, o.rate())
+	t.latencies = append(t.latencies, o.Latencies...)
+	t.asked += o.Requests + o.Failed
+	t.failed += o.Failed
+	t.stars += o.Stars
+	t.wrong += o.Wrong
+	t.untimed += o.Untimed
+	t.controllerPeak = max(t.controllerPeak, use.rss["controller"])
+	t.agentPeak = max(t.agentPeak, use.agents())
+	return nil
+}
+
+// right tells whether every request was answered, and rightly.
+func (t *tally) right() bool { return t.failed == 0 && t.stars == 0 && t.wrong == 0 }
+
+func (t *tally) errors() string {
+	return fmt.Sprintf("%d of %d failed, %d stars, %d wrong lines", t.failed, t.asked, t.stars, t.wrong)
+}
+
+func (t *tally) shares() string { return t.use.shares(float64(t.asked), "traceroute") }
+
+// requests: traceroutes of 20 hops that all answer, 3 probes each; one at a time, and many at once.
+func (b *bench) requests(ctx context.Context) error {
+	topology, find := b.path()
+	f, err := b.start(ctx, topology)
+	if err != nil {
+		return err
+	}
+	defer f.stop()
+	found := find(f.lab)
+	counts := []int{1, 100, 1000}
+	tallies := make([]tally, len(counts))
+	// Once, to fill the neighbour tables.
+	if err := b.ask(ctx, f, new(tally), found, 1, "-requests", "20"); err != nil {
+		return err
+	}
+	for range b.rounds {
+		for i, n := range counts {
+			if err := b.ask(ctx, f, &tallies[i], found, n, "-seconds", b.seconds.String()); err != nil {
+				return err
+			}
+		}
+	}
+	one, all := &tallies[0], &tallies[len(tallies)-1]
+	m := median(one.latencies)
+	b.judge("requests", "one traceroute, median", fmt.Sprintf("%.2f ms (95th percentile %.2f ms)", milliseconds(m), milliseconds(quantile(one.latencies, 0.95))), "< 5 ms", m < 5*time.Millisecond)
+	for i, n := range counts {
+		t := &tallies[i]
+		name := fmt.Sprintf("%d at once", n)
+		rate := fmt.Sprintf("%.0f/s, each %.0f ms", median(t.rates), milliseconds(median(t.latencies)))
+		if t == all {
+			b.judge("requests", name, rate, "≥ 1500/s", median(t.rates) >= 1500)
+		} else {
+			b.add("requests", name, rate)
+		}
+		b.judge("requests", name+": lost, or stars that were answered", t.errors(), "none", t.right())
+		b.add("requests", name+": processor", t.shares())
+	}
+	b.judge("requests", "memory at 1000 at once, controller", megabytes(all.controllerPeak), "< 64 MB", all.controllerPeak < 64<<20)
+	b.judge("requests", "memory at 1000 at once, agent", megabytes(all.agentPeak), "< 32 MB", all.agentPeak < 32<<20)
+	return nil
+}
+
+// queue: ten thousand requests in the same moment.
+func (b *bench) queue(ctx context.Context) error {
+	topology, find := b.path()
+	f, err := b.start(ctx, topology)
+	if err != nil {
+		return err
+	}
+	defer f.stop()
+	const n = 10_000
+	var t tally
+	if err := b.ask(ctx, f, &t, find(f.lab), n, "-requests", strconv.Itoa(n)); err != nil {
+		return err
+	}
+	name := fmt.Sprintf("%d at once", n)
+	b.judge("queue", name, fmt.Sprintf("%s, %.0f/s", t.errors(), median(t.rates)), "all end correctly", t.right())
+	b.add("queue", name+": memory", fmt.Sprintf("controller %s, agent %s", megabytes(t.controllerPeak), megabytes(t.agentPeak)))
+	return nil
+}
+
+// world is a network of hosts that answer echo requests, beside three sites. The answers come home at a.
+//
+//	a --+
+//	b --+-- world: every address of 172.16.0.0/12
+//	c --+
+func world() *lab.Topology {
+	t := &lab.Topology{Name: "world", Hosts: map[string]lab.HostConfig{"controller": {}}, Routers: map[string]lab.RouterConfig{"hub": {}}}
+	t.Hosts["world"] = lab.HostConfig{Addresses: []netip.Prefix{worldNet}}
+	for i, site := range sites {
+		t.Hosts[site] = lab.HostConfig{Addresses: []netip.Prefix{netip.PrefixFrom(labnet.Anycast4, 32)}}
+		t.Wires = append(t.Wires, lab.WireConfig{Ends: [2]string{site, "world"}, Costs: [2]int{1, 1 + i}})
+	}
+	for _, site := range sites {
+		t.Wires = append(t.Wires, lab.WireConfig{Ends: [2]string{site, "hub"}})
+	}
+	t.Wires = append(t.Wires, lab.WireConfig{Ends: [2]string{"hub", "controller"}})
+	return t
+}
+
+var worldNet = netip.MustParsePrefix("172.16.0.0/12")
+
+// sweepRate is what the catchments ask for, in probes per second.
+const sweepRate = 100_000
+
+func (b *bench) sweep(ctx context.Context, f *fleet, sender string, targets int, timeout time.Duration) (outcome, error) {
+	return b.on(ctx, f, "sweep", "-sender", sender, "-first", worldNet.Addr().String(), "-targets", strconv.Itoa(targets),
+		"-rate", strconv.Itoa(sweepRate), "-timeout", timeout.String())
+}
+
+// burst: b sends 100,000 probes whose answers come home at a, while a stands still; then a goes on, and finds all of them.
+func (b *bench) burst(ctx context.Context) error {
+	f, err := b.start(ctx, world())
+	if err != nil {
+		return err
+	}
+	defer f.stop()
+	const n, pause = 100_000, 5 * time.Second
+	home := f.member("a").cmd.Process
+	if err := home.Signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	going := time.AfterFunc(pause, func() { _ = home.Signal(syscall.SIGCONT) })
+	defer going.Stop()
+	o, err := b.sweep(ctx, f, "b", n, 2*pause)
+	if err != nil {
+		return err
+	}
+	s := o.Summary
+	b.judge("burst", fmt.Sprintf("%d replies in the queue of a site that stood still: found", n),
+		fmt.Sprintf("%d (%d unanswered)", s.Sites["a"], o.Silent), "all", s.Sites["a"] == n && s.Sent == n)
+	return nil
+}
+
+// catchment: a million targets from one site, at the rate that is asked for.
+func (b *bench) catchment(ctx context.Context) error {
+	f, err := b.start(ctx, world())
+	if err != nil {
+		return err
+	}
+	defer f.stop()
+	// Once, so that the sites' and the controller's memory has its size.
+	if _, err := b.sweep(ctx, f, "a", 10_000, 2*time.Second); err != nil {
+		return err
+	}
+	if err := f.forget(); err != nil {
+		return err
+	}
+	before, err := f.used()
+	if err != nil {
+		return err
+	}
+	const timeout = 2 * time.Second
+	o, err := b.sweep(ctx, f, "a", b.targets, timeout)
+	if err != nil {
+		return err
+	}
+	after, err := f.used()
+	if err != nil {
+		return err
+	}
+	use := after.since(before)
+	use.cpu["client"] = o.CPU
+	s := o.Summary
+	name := fmt.Sprintf("%d targets: ", b.targets)
+	rate := float64(s.Answered) / s.Took.Seconds()
+	b.judge("catchment", name+"probes sent, and replies forwarded by the agent", fmt.Sprintf("%.0f/s", rate), fmt.Sprintf("≥ %d/s", sweepRate), rate >= 0.98*sweepRate)
+	b.judge("catchment", name+"accounted for", fmt.Sprintf("%d sent, %d answered at a, %d results, %d unanswered, %d late",
+		s.Sent, s.Sites["a"], o.Results, o.Silent, s.Late), "all answered", int(s.Sent) == b.targets && s.Sites["a"] == b.targets && o.Results == b.targets)
+	b.add("catchment", name+"processor", use.shares(float64(s.Answered), "reply"))
+	b.add("catchment", name+"memory", fmt.Sprintf("controller %s, agent %s", megabytes(use.rss["controller"]), megabytes(use.agents())))
+	return nil
+}
+
+func milliseconds(d time.Duration) float64 { return d.Seconds() * 1e3 }
+
+func megabytes(n int64) string { return fmt.Sprintf("%.0f MB", float64(n)/(1<<20)) }
