@@ -323,3 +323,42 @@ func TestSources(t *testing.T) {
 		}
 	})
 }
+
+// TestHello checks which addresses an agent says that it has.
+func TestHello(t *testing.T) {
+	list := func(bs [][]byte) (out []netip.Addr) {
+		for _, b := range bs {
+			a, ok := netip.AddrFromSlice(b)
+			if !ok {
+				t.Fatalf("%x is no address", b)
+			}
+			out = append(out, a)
+		}
+		return out
+	}
+	other := netip.MustParseAddr("10.88.7.7")
+	for _, test := range []struct {
+		name                     string
+		anycast, unicast         []netip.Addr
+		wantAnycast, wantUnicast []netip.Addr
+	}{
+		{"given", shared[:], []netip.Addr{other, own[1]}, shared[:], []netip.Addr{other, own[1]}},
+		{"by routes", shared[:], []netip.Addr{}, shared[:], own[:]},
+		{"one version", shared[:1], []netip.Addr{other}, []netip.Addr{shared[0], own[1]}, []netip.Addr{other}},
+		{"none", []netip.Addr{}, nil, own[:], nil},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newController(t)
+				start(t, Options{Links: oneLink, Dial: c.dial, Anycast: test.anycast, Unicast: test.unicast})
+				h := c.accept(0).hello
+				if got := list(h.GetAnycast()); !slices.Equal(got, test.wantAnycast) {
+					t.Errorf("anycast %v, want %v", got, test.wantAnycast)
+				}
+				if got := list(h.GetUnicast()); !slices.Equal(got, test.wantUnicast) {
+					t.Errorf("unicast %v, want %v", got, test.wantUnicast)
+				}
+			})
+		})
+	}
+}

@@ -99,9 +99,12 @@ func (l *link) hello() (*measurepb.Hello, error) {
 		l.mu.Lock()
 		local := l.local
 		l.mu.Unlock()
-		has := slices.ContainsFunc(unicast, func(a netip.Addr) bool { return a.Is4() == local.Is4() })
-		if !has && usable(local) && !local.IsLoopback() && !slices.Contains(anycast, local) {
-			unicast = append(unicast, local)
+		// Where the options name none: what the controller is reached from, or else what the routes prefer.
+		for _, a := range []netip.Addr{local, l.plane.routed[0], l.plane.routed[1]} {
+			has := slices.ContainsFunc(unicast, func(u netip.Addr) bool { return u.Is4() == a.Is4() })
+			if !has && usable(a) && !a.IsLoopback() && !slices.Contains(anycast, a) {
+				unicast = append(unicast, a)
+			}
 		}
 		for _, a := range unicast {
 			h.Unicast = append(h.Unicast, a.AsSlice())

@@ -80,8 +80,9 @@ type Options struct {
 	// Anycast are the shared addresses to send from, first the default of each IP version. Where there is none of a version, it
 	// is the source that the host's default route prefers.
 	Anycast []netip.Addr
-	// Unicast are the site's own addresses, first the default of each IP version. By default it is the one
-	// that the connection to the controller has, if that is not among Anycast.
+	// Unicast are the site's own addresses, first the default of each IP version. Where there is none of a version, it is the one
+	// that the connection to the controller has, or the source that the host's default route prefers, if that is not
+	// an anycast one.
 	Unicast []netip.Addr
 	// Rate is how many probes per second are sent at most, for all controllers together; 0 is no limit.
 	Rate float64
