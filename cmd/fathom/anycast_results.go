@@ -289,6 +289,9 @@ func noAnnotation(netip.Addr) trace.Annotation { return trace.Annotation{} }
 
 // viewOf gives the view for eyes of a measurement that is there already.
 func (a *app) viewOf(m *anycast.Measurement, networks bool) measureView {
+	if m.Definition.Schedule != nil && m.Parent == "" {
+		return &scheduleView{textView: textView{app: a}}
+	}
 	switch m.Definition.Program {
 	case anycast.KindTrace:
 		return &anycastTraceView{textView: textView{app: a}, about: noAnnotation, seen: func(netip.Addr) {}}
@@ -303,6 +306,42 @@ func (a *app) viewOf(m *anycast.Measurement, networks bool) measureView {
 	case anycast.KindVolta:
 	}
 	return &plainView{textView{app: a}}
+}
+
+// scheduleView prints the alarms of a schedule. What its runs found is theirs.
+type scheduleView struct {
+	textView
+	alarms int
+}
+
+func (v *scheduleView) began(m *anycast.Measurement) {
+	v.textView.began(m)
+	name := ""
+	if m.Definition.Name != "" {
+		name = " --name " + m.Definition.Name
+	}
+	fmt.Fprintf(v.app.stderr, "A schedule, every %v; fathom anycast list%s has its runs. Its alarms:\n", m.Definition.Schedule.Every, name)
+}
+
+func (v *scheduleView) results(_ *anycast.Measurement, found []anycast.Result) error {
+	for _, r := range found {
+		if alarm, ok := r.(*anycast.Alarm); ok {
+			v.alarms++
+			fmt.Fprintf(v.app.stdout, "%s  %s moved (limit %s), from %s to %s\n", alarm.Time.Local().Format(time.DateTime),
+				percent(alarm.Share), percent(alarm.Limit), alarm.Before, alarm.After)
+		} else {
+			v.take(r)
+		}
+	}
+	return nil
+}
+
+func (v *scheduleView) ended(*anycast.Measurement) error {
+	if v.alarms == 0 {
+		fmt.Fprintln(v.app.stdout, "none")
+	}
+	v.closing()
+	return nil
 }
 
 // plainView prints the answers to text requests.
