@@ -28,6 +28,7 @@ func TestLatency(t *testing.T) {
 	job := anycast.Job{Definition: anycast.Definition{Program: anycast.KindLatency, Pace: anycast.Pace{SiteGap: 100 * ms, PerNetwork: -1}}, Targets: targets(200)}
 	prepare := func(f *fleettest.Fleet) {
 		skewed(f)
+		f.Wire = true
 		f.Internet.Host = func(p fleettest.Probe) fleettest.Host { return fleettest.Host{Silent: p.Target.As4()[2] == 9} }
 	}
 	for _, kind := range []stateless.Kind{stateless.ICMP, stateless.TCP, stateless.CHAOS} {
@@ -79,6 +80,7 @@ func TestFlipping(t *testing.T) {
 	byPort := func(p fleettest.Probe) uint16 { return p.Port % 2 }
 	prepare := func(f *fleettest.Fleet) {
 		began := start()
+		f.Wire = true
 		f.Internet.Path = func(p fleettest.Probe) []fleettest.Hop {
 			hops := fleettest.Chain(6, false, ms)
 			if p.Target.As4()[2] == 1 {

@@ -46,7 +46,7 @@ func TestTrace(t *testing.T) {
 	for _, kind := range []stateless.Kind{stateless.ICMP, stateless.UDP, stateless.TCP} {
 		for _, method := range []anycast.Method{anycast.MethodParis, anycast.MethodClassic, anycast.MethodMultipath} {
 			job := anycast.Job{Definition: traceOf(method, kind), Targets: []anycast.Target{four, six}}
-			prepare := func(f *fleettest.Fleet) { f.Internet.Path = diamond }
+			prepare := func(f *fleettest.Fleet) { f.Internet.Path, f.Wire = diamond, true }
 			simulate(t, prepare, job, func(t *testing.T, f *fleettest.Fleet, m *memory, err error) {
 				if err != nil {
 					t.Fatal(err)

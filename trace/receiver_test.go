@@ -145,7 +145,9 @@ func TestUnknownTimes(t *testing.T) {
 
 type viaFunc func(context.Context, probe.Request) (probe.Result, error)
 
-func (f viaFunc) Probe(ctx context.Context, req probe.Request) (probe.Result, error) { return f(ctx, req) }
+func (f viaFunc) Probe(ctx context.Context, req probe.Request) (probe.Result, error) {
+	return f(ctx, req)
+}
 
 // TestMaxFlows has a via with few flows: the trace ends honestly when they are used up.
 func TestMaxFlows(t *testing.T) {

@@ -269,7 +269,9 @@ func (s *session) FirstPort() uint16 { return s.codec.Config().FirstPort }
 // Close ends the session. Its ports rest for the time that answers may still come.
 func (s *session) Close() {
 	if s.end() {
-		time.AfterFunc(s.linger, func() { s.fleet.ports.release(s.FirstPort()) })
+		// Nothing of the session but its ports is kept until then: there are thousands of short ones in a second.
+		ports, first := s.fleet.ports, s.FirstPort()
+		time.AfterFunc(s.linger, func() { ports.release(first) })
 	}
 }
 

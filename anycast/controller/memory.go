@@ -127,7 +127,7 @@ func (s *memory) Results(ctx context.Context, q anycast.Query, yield func(string
 	var parts []part
 	for _, k := range slices.Backward(s.sortedLocked()) {
 		if matches(&k.m, q) {
-			parts = append(parts, part{k.m.ID, k.results[:len(k.results):len(k.results)]})
+			parts = append(parts, part{k.m.ID, slices.Clip(k.results)})
 		}
 	}
 	s.mu.Unlock()

@@ -217,7 +217,7 @@ func TestHostilePeers(t *testing.T) {
 	} {
 		for _, b := range [][]byte{{0xff}, []byte(strings.Repeat("\x0a", 1000)), make([]byte, 5<<20)} {
 			var reply []byte
-			if err := cc.Invoke(ctx, method, b, &reply, grpc.ForceCodec(garbage{})); err == nil && len(b) == 1 { //nolint:staticcheck // the older interface is enough for bytes
+			if err := cc.Invoke(ctx, method, b, &reply, grpc.ForceCodec(garbage{})); err == nil && len(b) == 1 {
 				t.Errorf("%s took %d bytes of garbage", method, len(b))
 			}
 		}
@@ -226,7 +226,7 @@ func TestHostilePeers(t *testing.T) {
 		anycastpb.AnycastService_ControlStream_FullMethodName, measurepb.Fleet_Attach_FullMethodName, measurepb.Measure_Start_FullMethodName,
 	} {
 		for _, b := range [][]byte{nil, {0xff}, []byte("\x0a\x08REGISTER\x12\x03abc"), []byte("\x0a\x02\x08\x01"), make([]byte, 5<<20)} {
-			stream, err := cc.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, method, grpc.ForceCodec(garbage{})) //nolint:staticcheck // as above
+			stream, err := cc.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, method, grpc.ForceCodec(garbage{}))
 			if err != nil {
 				t.Fatal(err)
 			}

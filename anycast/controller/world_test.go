@@ -486,20 +486,6 @@ func (o *originAgent) send(m volta.Message) {
 	}
 }
 
-// job waits for the next job.
-func (o *originAgent) job() volta.Job {
-	o.t.Helper()
-	p, err := o.stream.Recv()
-	if err != nil {
-		o.t.Fatal(err)
-	}
-	m, err := volta.DecodeAs(o.dialect, p)
-	if err != nil {
-		o.t.Fatal(err)
-	}
-	return m.(volta.Job)
-}
-
 // run answers jobs until the stream ends.
 func (o *originAgent) run(do func(volta.Job)) (wait func()) {
 	done := make(chan struct{})

@@ -12,6 +12,6 @@
 //	defer f.Close()
 //	err := anycast.Run(ctx, f, definition, targets, sink)
 //
-// Answers are made by the rules that package stateless recognises them by, but no packets are: a probe that is forged or
-// garbled does not get as far as a handler, except through [Fleet.Inject].
+// Answers are made directly, by the rules that package stateless recognises them by. With Fleet.Wire they take the way
+// through packets. One that is forged or garbled does not get as far as a handler, except through [Fleet.Inject].
 package fleettest

@@ -48,6 +48,9 @@ type Site struct {
 type Fleet struct {
 	Seed     uint64
 	Internet Internet
+	// Wire makes every probe and every answer as a packet, and recognises it as agents and controllers do. An answer that
+	// is not recognised is a panic: it is a fault in the codec, or in this package.
+	Wire bool
 
 	wake chan struct{}
 	stop chan struct{}
@@ -64,6 +67,7 @@ type Fleet struct {
 	sent      int
 	closed    bool
 	delivered int
+	table     *stateless.Table // with Wire
 }
 
 // New makes a fleet with sites of the given names. They share Anycast4 and Anycast6, have each addresses of their own, clocks that are right and known to be, and are 1 ms away
@@ -254,6 +258,7 @@ type session struct {
 	f     *Fleet
 	conf  anycast.SessionConfig
 	first uint16
+	codec *stateless.Codec
 }
 
 // Open implements anycast.Fleet.
@@ -265,10 +270,19 @@ func (f *Fleet) Open(_ context.Context, conf anycast.SessionConfig) (anycast.Ses
 		f.nextPort = 10000
 	}
 	conf.Probes.FirstPort = f.nextPort
-	if _, err := stateless.New(conf.Probes); err != nil {
+	codec, err := stateless.New(conf.Probes)
+	if err != nil {
 		return nil, err
 	}
-	s := &session{f: f, conf: conf, first: f.nextPort}
+	s := &session{f: f, conf: conf, first: f.nextPort, codec: codec}
+	if f.Wire {
+		if f.table == nil {
+			f.table = new(stateless.Table)
+		}
+		if err := f.table.Add(codec); err != nil {
+			return nil, err
+		}
+	}
 	f.nextPort += conf.Probes.Ports
 	f.sessions[s] = true
 	return s, nil
@@ -282,6 +296,9 @@ func (s *session) Close() {
 	s.f.mu.Lock()
 	defer s.f.mu.Unlock()
 	delete(s.f.sessions, s)
+	if s.f.table != nil {
+		s.f.table.Remove(s.codec)
+	}
 }
 
 // flight is a batch that is not reported yet.
@@ -350,6 +367,11 @@ func (s *session) Send(site string, b anycast.Batch) error {
 		a, receiver, after, twice, ok := f.answerLocked(&p, s.conf.Probes.Ports)
 		if !ok {
 			continue
+		}
+		if f.Wire {
+			if err := s.wire(&p, f.clockLocked(site, p.Time), &a); err != nil {
+				panic(err)
+			}
 		}
 		home := f.siteLocked(receiver)
 		if home.gone {
