@@ -6,8 +6,8 @@ package volta
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
-	"strings"
 	"time"
 )
 
@@ -60,53 +60,69 @@ type TracerouteResult struct {
 // A router and the agent that heard it stand before the first of the probes, in a row, that they answered.
 // A probe whose time is unknown shows nothing else.
 func (r *Result) Text() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "Traceroute to %s (%s) from %s, %d probes, %d hops max",
+	probes := 0
+	for i := range r.Hops {
+		probes += len(r.Hops[i].Probes)
+	}
+	b := make([]byte, 0, 128+len(r.Hops)*lineLen+probes*timeLen)
+	b = fmt.Appendf(b, "Traceroute to %s (%s) from %s, %d probes, %d hops max",
 		r.Destination, r.Target, r.Source, r.Queries, r.MaxTTL)
 	for _, hop := range r.Hops {
-		b.WriteByte('\n')
-		b.WriteString(strconv.Itoa(hop.TTL))
+		b = append(b, '\n')
+		b = strconv.AppendInt(b, int64(hop.TTL), 10)
 		var gateway netip.Addr
 		var receiver string
 		for i := range hop.Probes {
 			probe := &hop.Probes[i]
 			if probe.Timeout {
-				b.WriteString("  *")
+				b = append(b, "  *"...)
 				continue
 			}
 			if probe.Gateway != gateway || probe.Receiver != receiver {
 				gateway, receiver = probe.Gateway, probe.Receiver
-				name := probe.Name
-				if name == "" {
-					name = gateway.String()
+				b = append(b, "  "...)
+				if probe.Name == "" {
+					b = gateway.AppendTo(b)
+				} else {
+					b = append(b, probe.Name...)
 				}
-				fmt.Fprintf(&b, "  %s (%s) %s", name, gateway, receiver)
+				b = append(b, " ("...)
+				b = gateway.AppendTo(b)
+				b = append(b, ") "...)
+				b = append(b, receiver...)
 			}
 			if probe.HasRTT {
-				b.WriteString("  ")
-				b.WriteString(milliseconds(probe.RTT))
-				b.WriteString(" ms")
+				b = append(b, "  "...)
+				b = appendMilliseconds(b, probe.RTT)
+				b = append(b, " ms"...)
 			}
 		}
 	}
-	return b.String()
+	return string(b)
 }
 
-// milliseconds writes d in milliseconds with three decimals, rounded, and never as -0.000.
-func milliseconds(d time.Duration) string {
-	return strconv.FormatFloat(float64(d.Round(time.Microsecond)/time.Microsecond)/1000, 'f', 3, 64)
+// What is likely to be enough for the router and the receiver of a line, and for a time.
+const lineLen, timeLen = 64, 12
+
+// appendMilliseconds writes d in milliseconds with three decimals, rounded, and never as -0.000.
+func appendMilliseconds(b []byte, d time.Duration) []byte {
+	return strconv.AppendFloat(b, float64(d.Round(time.Microsecond)/time.Microsecond)/1000, 'f', 3, 64)
 }
 
 // Gateways gives every router that answered, each once, in the order of the hops.
 func (r *Result) Gateways() []netip.Addr {
 	var found []netip.Addr
-	seen := map[netip.Addr]bool{}
 	for _, hop := range r.Hops {
 		for i := range hop.Probes {
-			if addr := hop.Probes[i].Gateway; addr.IsValid() && !seen[addr] {
-				seen[addr] = true
-				found = append(found, addr)
+			// There are few, and the one that was found last is the likeliest.
+			addr := hop.Probes[i].Gateway
+			if !addr.IsValid() || len(found) > 0 && found[len(found)-1] == addr || slices.Contains(found, addr) {
+				continue
 			}
+			if found == nil {
+				found = make([]netip.Addr, 0, len(r.Hops))
+			}
+			found = append(found, addr)
 		}
 	}
 	return found
