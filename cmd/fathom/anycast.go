@@ -106,7 +106,8 @@ func (l *anycastLink) register(a *app, cmd *cobra.Command) {
 // options gives the address and how to connect to it.
 func (l *anycastLink) options(a *app) (string, client.Options, error) {
 	if l.insecure {
-		a.log.Warn("cleartext connection: anybody on the way can read and change what is said")
+		// Whoever says so with each command knows; parts that stay warn once.
+		a.log.Debug("cleartext connection: anybody on the way can read and change what is said")
 		address := l.controller
 		if address == "" {
 			address = defaultController

@@ -228,6 +228,9 @@ func (v *catchmentView) results(_ *anycast.Measurement, found []anycast.Result) 
 func (v *catchmentView) ended(m *anycast.Measurement) error {
 	v.erase()
 	total := v.table.Total(m.Definition.Weights)
+	if v.summary == nil && len(total.Networks) == 0 {
+		return nil // it failed before it found anything
+	}
 	w := tabwriter.NewWriter(v.app.stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 	head := "NETWORKS\tSHARE\tANSWERS\tMEDIAN RTT ms\t"
 	if total.Weight != nil {
@@ -335,6 +338,9 @@ const mostRows = 50
 
 func (v *latencyView) ended(*anycast.Measurement) error {
 	v.erase()
+	if v.summary == nil && len(v.rows) == 0 {
+		return nil
+	}
 	slices.SortFunc(v.rows, func(a, b *anycast.LatencyResult) int {
 		if (a.Catcher == "") != (b.Catcher == "") { // silent ones last
 			return cmp.Compare(b.Catcher, a.Catcher)
@@ -392,6 +398,9 @@ func (v *flippingView) results(_ *anycast.Measurement, found []anycast.Result) e
 
 func (v *flippingView) ended(m *anycast.Measurement) error {
 	v.erase()
+	if v.summary == nil && len(v.flips) == 0 {
+		return nil
+	}
 	o := m.Definition.Flipping
 	noPaths := o != nil && o.NoPaths
 	w := tabwriter.NewWriter(v.app.stdout, 0, 0, 2, ' ', 0)
