@@ -229,3 +229,34 @@ func TestClosedWriter(t *testing.T) {
 		t.Error("a closed writer writes")
 	}
 }
+
+// TestFlush holds that a reader who waits sees every result that was written before a Flush.
+func TestFlush(t *testing.T) {
+	m := measurement("m1", anycast.KindTrace)
+	for f := export.JSONLines; f <= export.Warts; f++ {
+		if f == export.Parquet {
+			continue
+		}
+		var b bytes.Buffer
+		w, err := export.NewWriter(&b, f, export.Trace)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range 3 {
+			before := b.Len()
+			if err := errors.Join(w.Write(m, multipath()), w.Flush()); err != nil {
+				t.Fatal(err)
+			}
+			if b.Len() == before {
+				t.Errorf("%s: nothing is there of result %d", f, i)
+			}
+		}
+		whole := write(t, f, export.Trace, all(m, multipath(), multipath(), multipath()))
+		if err := w.Close(); err != nil || !bytes.Equal(b.Bytes(), whole) {
+			t.Errorf("%s: %v, got\n%q\nwant\n%q", f, err, b.Bytes(), whole)
+		}
+		if err := w.Flush(); err == nil {
+			t.Errorf("%s: a closed writer flushes", f)
+		}
+	}
+}

@@ -67,22 +67,25 @@ func (t *table[T]) begin(*anycast.Measurement) error { return nil }
 
 func (t *table[T]) write(m *anycast.Measurement, r anycast.Result) (err error) {
 	t.buf, err = t.rows(t.buf, m, r)
-	return t.flush(tableRows, err)
+	return t.handOnIfMany(err)
 }
 
-// flush hands on what there is if it is so many rows at least.
-func (t *table[T]) flush(atLeast int, err error) error {
-	if err != nil || len(t.buf) < atLeast {
+func (t *table[T]) handOnIfMany(err error) error {
+	if err != nil || len(t.buf) < tableRows {
 		return err
 	}
-	err = t.out.writeRows(t.buf)
+	return t.handOn()
+}
+
+func (t *table[T]) handOn() error {
+	err := t.out.writeRows(t.buf)
 	clear(t.buf)
 	t.buf = t.buf[:0]
 	return err
 }
 
 func (t *table[T]) end() error {
-	if err := t.flush(0, nil); err != nil {
+	if err := t.handOn(); err != nil {
 		return err
 	}
 	return t.out.end()
@@ -93,5 +96,5 @@ type measurementTable struct{ table[measurementRow] }
 
 func (t *measurementTable) begin(m *anycast.Measurement) (err error) {
 	t.buf, err = measurementRows(t.buf, m)
-	return t.flush(tableRows, err)
+	return t.handOnIfMany(err)
 }

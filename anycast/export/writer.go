@@ -207,8 +207,17 @@ func (w *Writer) Close() error {
 	return nil
 }
 
-// Flush writes what is whole, for a reader who waits for it. Parquet keeps rows until there are enough of them.
+// rowHolder is an encoder that keeps rows until there are some to hand on.
+type rowHolder interface{ handOn() error }
+
+// Flush writes what is whole, for a reader who waits for it. Parquet keeps rows until a group of them is full.
 func (w *Writer) Flush() error {
+	if w.err != nil {
+		return w.err
+	}
+	if h, ok := w.enc.(rowHolder); ok {
+		w.err = h.handOn()
+	}
 	if w.err == nil {
 		w.err = w.out.Flush()
 	}
