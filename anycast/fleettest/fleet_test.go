@@ -41,6 +41,15 @@ func (l *log) HandleAnswers(all []anycast.Answer) {
 	l.answers = append(l.answers, all...)
 }
 
+// take gives what came since the last call.
+func (l *log) take() (sent []anycast.Sent, answers []anycast.Answer) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	sent, answers = l.sent, l.answers
+	l.sent, l.answers = nil, nil
+	return sent, answers
+}
+
 func batch(target string, ttl uint8, numbers ...uint16) anycast.Batch {
 	return anycast.Batch{ID: 7, Targets: []netip.Addr{netip.MustParseAddr(target)}, TTLs: []uint8{ttl}, Flows: []uint16{0}, Numbers: numbers, Stamps: true}
 }
@@ -60,9 +69,8 @@ func ExampleFleet() {
 	}
 	time.Sleep(100 * time.Millisecond)
 	session.Close()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	a := l.answers[0]
+	_, answers := l.take()
+	a := answers[0]
 	rtt, _, _ := f.RTT("fra", a.Sent, a.Site, a.Time)
 	fmt.Println(a.Responder, "is heard at", a.Site, "after", rtt)
 	// Output: 203.0.113.10 is heard at nyc after 10ms
@@ -94,9 +102,10 @@ func TestWire(t *testing.T) {
 						time.Sleep(time.Second)
 						session.Close()
 						f.Close()
-						got[i] = l.answers
-						if len(l.sent) != 1 || l.sent[0].Count != 2 || len(l.sent[0].Times) != 2 || l.sent[0].Batch != 7 {
-							t.Errorf("%+v", l.sent)
+						var sent []anycast.Sent
+						sent, got[i] = l.take()
+						if len(sent) != 1 || sent[0].Count != 2 || len(sent[0].Times) != 2 || sent[0].Batch != 7 {
+							t.Errorf("%+v", sent)
 						}
 					}
 					if len(got[0]) != 2 || len(got[1]) != 2 {
@@ -126,24 +135,24 @@ func TestFaults(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer session.Close()
-		send := func(site string) (sent, answers int, err error) {
-			l.sent, l.answers = nil, nil
+		send := func(site string) (sent []anycast.Sent, answers []anycast.Answer, err error) {
 			err = session.Send(site, batch("203.0.113.10", 64, 1))
 			time.Sleep(time.Second)
-			return len(l.sent), len(l.answers), err
+			sent, answers = l.take()
+			return sent, answers, err
 		}
 		home := fleettest.Nearest(1, netip.MustParseAddr("203.0.113.0"), []string{"fra", "nyc"})
-		if sent, answers, err := send("fra"); sent != 1 || answers != 1 || err != nil || l.answers[0].Site != home {
-			t.Errorf("%d reports, %d answers, %v", sent, answers, err)
+		if sent, answers, err := send("fra"); len(sent) != 1 || len(answers) != 1 || err != nil || answers[0].Site != home {
+			t.Errorf("%v, %v, %v", sent, answers, err)
 		}
 		f.Withdraw(home)
-		if _, answers, _ := send("fra"); answers != 1 || l.answers[0].Site == home {
-			t.Errorf("withdrawn, and %d answers at %+v", answers, l.answers)
+		if _, answers, _ := send("fra"); len(answers) != 1 || answers[0].Site == home {
+			t.Errorf("withdrawn, and %+v", answers)
 		}
 		f.Announce(home)
 		f.Disconnect(home)
-		if _, answers, err := send(home); answers != 0 || !errors.Is(err, anycast.ErrNoSite) {
-			t.Errorf("disconnected: %d answers, %v", answers, err)
+		if _, answers, err := send(home); len(answers) != 0 || !errors.Is(err, anycast.ErrNoSite) {
+			t.Errorf("disconnected: %+v, %v", answers, err)
 		}
 		f.Connect(home)
 		if err := session.Send("fra", anycast.Batch{
@@ -153,20 +162,18 @@ func TestFaults(t *testing.T) {
 			t.Errorf("another's address: %v", err)
 		}
 		// A batch that is on its way when the connection ends is reported as lost, once.
-		l.sent = nil
 		if err := session.Send("fra", batch("203.0.113.10", 64, 1)); err != nil {
 			t.Fatal(err)
 		}
 		f.Disconnect("fra")
 		time.Sleep(time.Second)
-		if len(l.sent) != 1 || !errors.Is(l.sent[0].Err, anycast.ErrSiteLost) {
-			t.Errorf("%+v", l.sent)
+		if sent, _ := l.take(); len(sent) != 1 || !errors.Is(sent[0].Err, anycast.ErrSiteLost) {
+			t.Errorf("%+v", sent)
 		}
-		l.answers = nil
 		f.Inject("nyc", stateless.Answer{Number: 99, Status: probe.Replied})
 		time.Sleep(10 * ms)
-		if len(l.answers) != 1 || l.answers[0].Number != 99 {
-			t.Errorf("%+v", l.answers)
+		if _, answers := l.take(); len(answers) != 1 || answers[0].Number != 99 {
+			t.Errorf("%+v", answers)
 		}
 	})
 }
@@ -197,8 +204,8 @@ func TestRateLimit(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(3 * time.Second)
-		if n := len(l.answers); n < 28 || n > 31 {
-			t.Errorf("%d answers, want the burst of 10 and 10 a second", n)
+		if _, answers := l.take(); len(answers) < 28 || len(answers) > 31 {
+			t.Errorf("%d answers, want the burst of 10 and 10 a second", len(answers))
 		}
 	})
 }
