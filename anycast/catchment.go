@@ -39,14 +39,17 @@ func (r *run) catchment(ctx context.Context) error {
 	if r.def.Protocol == chaos { // where the number is the port
 		p.ports = uint16(len(r.senders) * r.def.Attempts)
 	}
-	p.s = r.newSweep(p, r.take(), len(r.senders), needsStamps(r.def.Protocol))
+	var err error
+	if p.s, err = r.newSweep(p, r.take(), len(r.senders), needsStamps(r.def.Protocol)); err != nil {
+		return err
+	}
 	if len(p.s.targets.addrs) > 0 {
 		if err := p.s.open(ctx, r.def.probes(int(p.ports)), nil); err != nil {
 			return err
 		}
 		defer p.s.close()
 	}
-	err := p.s.sweep(ctx)
+	err = p.s.sweep(ctx)
 	r.blame(p.s)
 	p.tally.fill(&r.summary, p.s.view())
 	return err

@@ -447,3 +447,36 @@ func TestCheck(t *testing.T) {
 		}
 	}
 }
+
+// TestTraceRefused has a site that cannot reach one of many targets: the others are traced.
+func TestTraceRefused(t *testing.T) {
+	prepare := func(f *fleettest.Fleet) {
+		f.Internet.Path = diamond
+		f.Change("fra", func(s *fleettest.Site) { s.CannotSend = errors.New("no route to host") })
+	}
+	d := traceOf(anycast.MethodParis, stateless.ICMP)
+	simulate(t, prepare, anycast.Job{Definition: d, Targets: targets(30)}, func(t *testing.T, _ *fleettest.Fleet, m *memory, err error) {
+		sum := m.summary(t)
+		if err != nil || len(of[*anycast.TraceResult](m)) != 30 || len(sum.Notes) != 20 || !strings.Contains(sum.Notes[0], "no route to host") {
+			t.Errorf("%v, %+v", err, sum)
+		}
+	})
+	simulate(t, prepare, anycast.Job{Definition: d, Targets: targets(1)}, func(t *testing.T, _ *fleettest.Fleet, _ *memory, err error) {
+		if err == nil || !strings.Contains(err.Error(), "no route to host") {
+			t.Errorf("%v", err)
+		}
+	})
+}
+
+// TestTooMany asks for more different probes than can be told apart.
+func TestTooMany(t *testing.T) {
+	d := anycast.Definition{
+		Program: anycast.KindFlipping, Attempts: 10,
+		Flipping: &anycast.FlippingOptions{Flows: 64, Rounds: 100},
+	}
+	simulate(t, nil, anycast.Job{Definition: d, Targets: targets(1)}, func(t *testing.T, _ *fleettest.Fleet, _ *memory, err error) {
+		if !errors.Is(err, anycast.ErrDefinition) {
+			t.Errorf("%v, want ErrDefinition", err)
+		}
+	})
+}

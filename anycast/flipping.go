@@ -5,6 +5,7 @@ package anycast
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"slices"
 	"sync"
@@ -51,7 +52,10 @@ func (r *run) flipping(ctx context.Context) error {
 		p.sources = append(p.sources, [2]netip.Addr{sourceOf(s, r.def.Source, false), sourceOf(s, r.def.Source, true)})
 	}
 	stamps := slices.ContainsFunc(o.Protocols, needsStamps)
-	p.s = r.newSweep(p, r.take(), o.Flows*len(o.Protocols)*o.Rounds, stamps)
+	var err error
+	if p.s, err = r.newSweep(p, r.take(), o.Flows*len(o.Protocols)*o.Rounds, stamps); err != nil {
+		return err
+	}
 	defer p.s.close()
 	if len(p.s.targets.addrs) > 0 {
 		for _, kind := range o.Protocols {
@@ -66,13 +70,13 @@ func (r *run) flipping(ctx context.Context) error {
 			}
 		}
 	}
-	err := p.s.sweep(ctx)
+	err = p.s.sweep(ctx)
 	r.blame(p.s)
 	p.tally.fill(&r.summary, p.s.view())
 	if err == nil {
 		err = p.part(ctx)
 	} else if len(p.parted) > 0 { // cut short: what was found counts all the same
-		r.Sink.Results(flips(p.parted))
+		err = errors.Join(err, r.Sink.Results(flips(p.parted)))
 	}
 	return err
 }

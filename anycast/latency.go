@@ -48,7 +48,10 @@ func (r *run) latency(ctx context.Context) error {
 			r.note("site %s has no address of its own to compare with", s.Name)
 		}
 	}
-	p.s = r.newSweep(p, r.take(), stepUnicast+len(r.senders), true)
+	var err error
+	if p.s, err = r.newSweep(p, r.take(), stepUnicast+len(r.senders), true); err != nil {
+		return err
+	}
 	if len(p.s.targets.addrs) > 0 {
 		ports := 1
 		if r.def.Protocol == chaos {
@@ -59,7 +62,7 @@ func (r *run) latency(ctx context.Context) error {
 		}
 		defer p.s.close()
 	}
-	err := p.s.sweep(ctx)
+	err = p.s.sweep(ctx)
 	r.blame(p.s)
 	p.tally.fill(&r.summary, p.s.view())
 	return err

@@ -30,6 +30,9 @@ const (
 	progressEvery                 = time.Second
 	// lostPatience is how long the probes of a site that was lost wait for it to come back.
 	lostPatience = 30 * time.Second
+	// maxNumbers bounds the different probes to a target; the other numbers are for traces in the same session. maxProbes
+	// bounds those of a run: there is a bit for each.
+	maxNumbers, maxProbes = 30000, 1 << 32
 	// maxFailures bounds the reasons kept.
 	maxFailures = 1000
 )
@@ -213,8 +216,18 @@ func (h *dueHeap) Pop() any {
 }
 
 // newSweep makes the state. The program's sessions are to be opened with handlers from handler, and put into sessions.
-func (r *run) newSweep(p sweeper, targets *targetSet, steps int, stamps bool) *sweep {
+// It fails if there are more probes than can be told apart.
+func (r *run) newSweep(p sweeper, targets *targetSet, steps int, stamps bool) (*sweep, error) {
 	attempts := r.def.Attempts
+	if steps*attempts > maxNumbers {
+		return nil, &FieldError{
+			Field: "attempts", Value: attempts,
+			Reason: fmt.Sprintf("%d different probes to a target, as often as that, are more than %d", steps, maxNumbers),
+		}
+	}
+	if probes := len(targets.addrs) * steps * attempts; probes > maxProbes {
+		return nil, &FieldError{Field: "targets", Value: len(targets.addrs), Reason: fmt.Sprintf("up to %d probes in one run: split it", probes)}
+	}
 	size := min(max(int(r.def.Pace.Rate/50), 1), maxBlock)
 	s := &sweep{
 		run: r, program: p, targets: targets, steps: steps, stamps: stamps, numbers: steps * attempts,
@@ -229,7 +242,7 @@ func (r *run) newSweep(p sweeper, targets *targetSet, steps int, stamps bool) *s
 	for i := range r.senders {
 		s.siteLocked(r.senders[i].Name)
 	}
-	return s
+	return s, nil
 }
 
 // siteLocked gives the index of a site, a new one if it was not known.

@@ -6,6 +6,7 @@ package anycast
 import (
 	"cmp"
 	"context"
+	"errors"
 	"net/netip"
 	"slices"
 	"sync"
@@ -62,7 +63,7 @@ func (r *run) trace(ctx context.Context) error {
 		p.wg.Go(func() {
 			defer func() { <-places }()
 			if err := p.trace(ctx, t); err != nil {
-				stop(err)
+				p.failed(t, err, stop)
 			}
 		})
 	}
@@ -81,6 +82,8 @@ type tracing struct {
 	mu     sync.Mutex // guards all following fields, and run.summary
 	bucket tokens
 	done   int
+	// failures is how many traces failed.
+	failures int
 }
 
 // likely is how many probes a trace is taken to send before it is known.
@@ -108,6 +111,23 @@ func (p *tracing) turn(ctx context.Context) error {
 		return ctx.Err()
 	}
 }
+
+// failed sees to a trace that failed. One of many is a note, unless the others have no chance either.
+func (p *tracing) failed(t Target, err error, stop context.CancelCauseFunc) {
+	var sent *sendError
+	if p.total == 1 || !errors.As(err, &sent) || errors.Is(err, ErrSiteLost) || errors.Is(err, ErrNoSite) || errors.Is(err, ErrCannotSend) {
+		stop(err)
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.failures++; p.failures <= maxFailureNotes {
+		p.note("%s: %v", t.Addr, sent)
+	}
+}
+
+// maxFailureNotes bounds the notes about traces that failed.
+const maxFailureNotes = 20
 
 // recorder is a via that keeps what probe.Result has no place for. It is for one trace.
 type recorder struct {

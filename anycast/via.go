@@ -440,9 +440,18 @@ func (v *Via) HandleSent(e Sent) {
 		if err == nil {
 			err = probe.ErrExhausted
 		}
-		o.p.fail(fmt.Errorf("site %s: %w", v.conf.Site, err))
+		o.p.fail(&sendError{site: v.conf.Site, err: err})
 	}
 }
+
+// sendError is why a site could not send a probe.
+type sendError struct {
+	site string
+	err  error
+}
+
+func (e *sendError) Error() string { return fmt.Sprintf("site %s: %v", e.site, e.err) }
+func (e *sendError) Unwrap() error { return e.err }
 
 // HandleAnswers implements Handler.
 func (v *Via) HandleAnswers(all []Answer) {

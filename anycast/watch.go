@@ -104,9 +104,7 @@ func (r *run) watch(ctx context.Context) error {
 	}
 	defer session.Close()
 	p.session = session
-	err = p.run(ctx)
-	p.finish()
-	return err
+	return errors.Join(p.run(ctx), p.finish())
 }
 
 // run sends rounds and judges them.
@@ -370,8 +368,8 @@ func (p *watch) move(at time.Time) {
 	}
 }
 
-// finish sums up.
-func (p *watch) finish() {
+// finish sums up, and tells of the targets that fell silent.
+func (p *watch) finish() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	sum := &p.r.summary
@@ -394,8 +392,9 @@ func (p *watch) finish() {
 			sum.Sites[p.sites[w.site]]++
 		}
 	}
+	var err error
 	if len(results) > 0 {
-		p.r.Sink.Results(results)
+		err = p.r.Sink.Results(results)
 		p.r.note("%d targets had not answered for %v at the end", gone, p.r.def.Watch.Settle)
 	}
 	switch {
@@ -405,7 +404,7 @@ func (p *watch) finish() {
 		p.r.note("some probes could not be sent: %v", p.why)
 	}
 	if len(p.waves) == 0 {
-		return
+		return err
 	}
 	first := p.waves[0]
 	sum.Converged = first.last.Sub(first.first)
@@ -416,6 +415,7 @@ func (p *watch) finish() {
 		p.r.note("catchments moved again, from %v to %v after the first move",
 			w.first.Sub(first.first).Round(time.Millisecond), w.last.Sub(first.first).Round(time.Millisecond))
 	}
+	return err
 }
 
 var _ Handler = (*watch)(nil)
