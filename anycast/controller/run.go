@@ -16,7 +16,7 @@ import (
 
 // How results travel from a program to the store, and from there to those who follow.
 const (
-	// maxChunk is how many results are stored, and told, at a time.
+	// maxChunk is how many results are told at a time.
 	maxChunk = 1024
 	// maxUnstored is how many results wait for the store before the program has to.
 	maxUnstored = 64 * maxChunk
@@ -126,22 +126,26 @@ func (r *run) write(ctx context.Context, programEnded <-chan struct{}) {
 		case <-programEnded:
 			last = true
 		}
-		for r.writeChunk(ctx) {
+		for r.writeBatch(ctx) {
 		}
 	}
 }
 
-// writeChunk stores some results. It is false when there are none left, or the store failed.
-func (r *run) writeChunk(ctx context.Context) bool {
+// writeBatch stores some results, and only then tells them: whoever follows, and comes back after a crash, counts on what was
+// told to be there, in the same order. It is false when there are none left, or the store failed.
+func (r *run) writeBatch(ctx context.Context) bool {
 	r.mu.Lock()
-	n := min(len(r.unstored), maxChunk)
-	chunk := slices.Clone(r.unstored[:n])
+	n := min(len(r.unstored), recentChunks*maxChunk)
+	batch := slices.Clone(r.unstored[:n])
 	id, failed := r.m.ID, r.failure != nil
 	r.mu.Unlock()
 	if n == 0 || failed {
 		return false
 	}
-	err := r.store.Append(ctx, id, chunk)
+	err := r.store.Append(ctx, id, batch)
+	if err == nil {
+		err = r.store.Flush(ctx)
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err != nil {
@@ -153,9 +157,9 @@ func (r *run) writeChunk(ctx context.Context) bool {
 		r.unstored = nil
 	}
 	r.stored += n
-	r.recent = append(r.recent, chunk)
-	if len(r.recent) > recentChunks {
-		r.recent = slices.Delete(r.recent, 0, 1)
+	r.recent = slices.AppendSeq(r.recent, slices.Chunk(batch, maxChunk))
+	if extra := len(r.recent) - recentChunks; extra > 0 {
+		r.recent = slices.Delete(r.recent, 0, extra)
 	}
 	r.room.Broadcast()
 	r.tellLocked()
