@@ -147,6 +147,9 @@ func (f *fleet) Open(ctx context.Context, conf anycast.SessionConfig) (anycast.S
 func (f *fleet) openClassic(first, ports uint16, target netip.Addr, raw func(site string, packet []byte, at volta.Time)) (*session, error) {
 	s := &session{fleet: f, raw: raw, linger: defaultLinger}
 	err := f.begin(s, stateless.Config{Kind: stateless.UDP, FirstPort: first, Ports: ports, Classic: true, Target: target})
+	if err == nil {
+		s.announce() // the probes are ordered past it
+	}
 	return s, err
 }
 
@@ -172,14 +175,29 @@ func (f *fleet) begin(s *session, probes stateless.Config) (err error) {
 	s.open.GetOpen().Session = s.id
 	f.sessions[s.id] = s
 	f.owners[s.codec] = s
-	f.orderAllLocked(s.open)
+	f.noteAllLocked(s.open)
 	return nil
 }
 
-func (f *fleet) orderAllLocked(m *measurepb.ToAgent) {
+// noteAllLocked tells all agents of something, with the next order that they get.
+func (f *fleet) noteAllLocked(m *measurepb.ToAgent) {
 	for _, site := range f.sites {
 		if site.native {
-			site.order(2, m)
+			site.note(2, m)
+		}
+	}
+}
+
+// announce has the session opened at all sites, which before its first probes is not needed.
+func (s *session) announce() {
+	if s.announced.Swap(true) {
+		return
+	}
+	s.fleet.mu.RLock()
+	defer s.fleet.mu.RUnlock()
+	for _, site := range s.fleet.sites {
+		if site.native {
+			site.nudge()
 		}
 	}
 }
@@ -194,6 +212,8 @@ type session struct {
 	open    *measurepb.ToAgent
 	linger  time.Duration
 	closed  atomic.Bool
+	// announced is set when the sites have been told to open it.
+	announced atomic.Bool
 }
 
 var _ anycast.Session = (*session)(nil)
@@ -229,6 +249,7 @@ func (s *session) Send(name string, b anycast.Batch) error {
 	if !site.send(order, &pendingBatch{session: s, id: b.ID, count: n, stamps: b.Stamps, rate: b.Rate}) {
 		return fmt.Errorf("%s: %w", name, anycast.ErrNoSite)
 	}
+	s.announce()
 	return nil
 }
 
@@ -286,7 +307,7 @@ func (s *session) end() bool {
 	defer f.mu.Unlock()
 	delete(f.sessions, s.id)
 	delete(f.owners, s.codec)
-	f.orderAllLocked(&measurepb.ToAgent{Order: &measurepb.ToAgent_Close{Close: &measurepb.Close{Session: s.id}}})
+	f.noteAllLocked(&measurepb.ToAgent{Order: &measurepb.ToAgent_Close{Close: &measurepb.Close{Session: s.id}}})
 	return true
 }
 

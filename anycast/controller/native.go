@@ -35,6 +35,11 @@ const (
 	// in no hurry.
 	ackEvery = 32
 	ackAfter = 250 * time.Millisecond
+
+	// Orders that come thick, which is so when the last look found more than a few, are gathered for a moment: to write, and to
+	// wake the agent, costs more than a dozen of them.
+	thick  = 4
+	gather = 500 * time.Microsecond
 )
 
 // Why a connection of an agent ends.
@@ -342,11 +347,22 @@ func (a *attachment) write() {
 		}
 		return true
 	}
+	pause := time.NewTimer(gather)
+	defer pause.Stop()
+	last := 0 // orders
 	for {
 		select {
 		case <-queue.wake:
 		case <-a.link.end:
 			return
+		}
+		if last >= thick {
+			pause.Reset(gather)
+			select {
+			case <-pause.C:
+			case <-a.link.end:
+				return
+			}
 		}
 		// A ping waits for nothing, since what it waits for counts as its delay.
 		if id := a.pingID.Load(); id != pinged {
@@ -363,7 +379,9 @@ func (a *attachment) write() {
 				return
 			}
 		}
-		for _, m := range queue.take() {
+		messages := queue.take()
+		last = len(messages)
+		for _, m := range messages {
 			if !send(m) {
 				return
 			}

@@ -29,6 +29,15 @@ func newOrders[T any]() *orders[T] { return &orders[T]{wake: make(chan struct{},
 
 // push adds messages of a weight. It is false when that is too much, or the queue is closed.
 func (q *orders[T]) push(weight int, m ...T) bool {
+	ok := q.add(weight, m...)
+	if ok {
+		q.nudge()
+	}
+	return ok
+}
+
+// add is push for what is in no hurry: it goes with what comes next, or when the writer is nudged.
+func (q *orders[T]) add(weight int, m ...T) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.closed || q.weight+weight > maxOrders {
@@ -36,7 +45,6 @@ func (q *orders[T]) push(weight int, m ...T) bool {
 	}
 	q.list = append(q.list, m...)
 	q.weight += weight
-	q.nudge()
 	return true
 }
 

@@ -96,16 +96,21 @@ func (s *site) source(want netip.Addr, is4 bool) (netip.Addr, error) {
 	return netip.Addr{}, anycast.ErrNoSource
 }
 
-// order queues a message for a native agent; a lost one gets it not, and need not.
-func (s *site) order(weight int, m *measurepb.ToAgent) {
+// note queues a message for a native agent, to be sent with the next order; a lost one gets it not, and need not.
+func (s *site) note(weight int, m *measurepb.ToAgent) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.orderLocked(weight, m)
+	if s.link != nil && !s.link.native.add(weight, m) {
+		s.link.stop(errSlowLink)
+	}
 }
 
-func (s *site) orderLocked(weight int, m *measurepb.ToAgent) {
-	if s.link != nil && !s.link.native.push(weight, m) {
-		s.link.stop(errSlowLink)
+// nudge has the messages sent that wait for an order.
+func (s *site) nudge() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.link != nil {
+		s.link.native.nudge()
 	}
 }
 
@@ -120,7 +125,9 @@ func (s *site) send(order *measurepb.Send, p *pendingBatch) bool {
 	order.Batch = s.nextBatch
 	p.sent = time.Now()
 	s.pending[order.Batch] = p
-	s.orderLocked(1+proto.Size(order)/64, &measurepb.ToAgent{Order: &measurepb.ToAgent_Send{Send: order}})
+	if !s.link.native.push(1+proto.Size(order)/64, &measurepb.ToAgent{Order: &measurepb.ToAgent_Send{Send: order}}) {
+		s.link.stop(errSlowLink)
+	}
 	return true
 }
 
