@@ -9,7 +9,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -75,12 +74,4 @@ func request(t testing.TB, c *client.Client, command string) (stars int, err err
 		err = fmt.Errorf("not 20 hops:\n%s", output)
 	}
 	return strings.Count(output, "*"), err
-}
-
-func cpuTime() time.Duration {
-	var u syscall.Rusage
-	if syscall.Getrusage(syscall.RUSAGE_SELF, &u) != nil {
-		return 0
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

@@ -15,7 +15,6 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
@@ -28,8 +27,6 @@ import (
 	"github.com/seed5728abee/fathom/packet"
 	"github.com/seed5728abee/fathom/probe/stateless"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var (
 	shared = netip.MustParseAddr("192.0.2.1")
