@@ -138,13 +138,9 @@ func (r *run) note(format string, args ...any) {
 	s := fmt.Sprintf(format, args...)
 	if !slices.Contains(r.summary.Notes, s) {
 		r.summary.Notes = append(r.summary.Notes, s)
-	}
-}
-
-// log tells the operator.
-func (r *run) log(msg string, args ...any) {
-	if r.Log != nil {
-		r.Log.Info(msg, args...)
+		if r.Log != nil {
+			r.Log.Info("measurement", "note", s)
+		}
 	}
 }
 

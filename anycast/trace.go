@@ -236,11 +236,12 @@ func (p *tracing) trace(ctx context.Context, t Target) error {
 
 // dstPort is where the probes go, 0 for echo requests.
 func dstPort(d *Definition) uint16 {
-	switch {
-	case d.Protocol == stateless.UDP:
+	switch d.Protocol {
+	case stateless.UDP:
 		return cmp.Or(d.Port, stateless.DefaultUDPPort)
-	case d.Protocol == stateless.TCP:
+	case stateless.TCP:
 		return cmp.Or(d.Port, stateless.DefaultTCPPort)
+	case stateless.ICMP, stateless.DNS, stateless.CHAOS:
 	}
 	return 0
 }

@@ -55,7 +55,7 @@ func newHears(conf anycast.ProgramConf) (anycast.Program, error) {
 		h.targets = append(h.targets, addr)
 	}
 	if len(h.targets) == 0 {
-		return nil, errors.New("usage: hears TARGET...")
+		return nil, errors.New("want addresses, as in: hears 9.9.9.9")
 	}
 	return h, nil
 }
