@@ -48,7 +48,7 @@ type TracerouteConf struct {
 // Traceroute finds the path from one site to a target, whose answers may come home at any site. It is the lean way of
 // doing that, for many requests at once: all probes are one flow, some hops at a time go out as one batch, and there is no
 // goroutine but the one that calls Run; answers are booked where they arrive. One of 20 hops with 60 probes costs some
-// 25 µs of one core beside the fleet's work, and 20 kB. [Via] has more to offer:
+// 25 µs of one core beside the fleet's work, and 25 kB. [Via] has more to offer:
 // every algorithm of package trace.
 //
 // A Traceroute ends when every hop up to the first final one, the target or who says that there is no way to it, has
