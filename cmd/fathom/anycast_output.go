@@ -91,8 +91,8 @@ func (v *textView) progress(p anycast.Progress) {
 	if p.Total > 0 {
 		share = float64(p.Done) / float64(p.Total)
 	}
-	fmt.Fprintf(v.app.stderr, "%s%d of %d targets (%s); %d probes sent, %d answered%s",
-		eraseLine, p.Done, p.Total, percent(share), p.Sent, p.Answered, left)
+	fmt.Fprintf(v.app.stderr, "%s%d of %s (%s); %s sent, %d answered%s",
+		eraseLine, p.Done, count(p.Total, "target"), percent(share), count(p.Sent, "probe"), p.Answered, left)
 }
 
 func (v *textView) erase() {
