@@ -19,7 +19,7 @@ type prior struct {
 	results int                   // in the store
 	targets map[netip.Addr]string // those with results, and the site that caught each
 	sites   map[string]int
-	seen    map[string]bool // sites that took part
+	seen    map[string]bool // sites that sent, or heard something
 	sent    uint64
 	answers uint64
 }
@@ -41,6 +41,7 @@ func (p *prior) add(r anycast.Result) {
 	p.seen[c.Sender] = true
 	if c.Receiver != "" {
 		p.answers++
+		p.seen[c.Receiver] = true
 	}
 	if p.targets[c.Target] == "" {
 		p.targets[c.Target] = c.Receiver
@@ -131,11 +132,11 @@ func (c *Controller) resumeOne(ctx context.Context, m anycast.Measurement) error
 	c.runs[m.ID] = r
 	c.mu.Unlock()
 	c.work.Go(func() {
-		sites := m.Definition.Sites
-		if len(sites) == 0 {
-			sites = slices.Collect(maps.Keys(p.seen))
+		// Those that only hear, too: without them, targets that answer there would count as silent.
+		for _, site := range m.Definition.Sites {
+			p.seen[site] = true
 		}
-		c.waitForSites(r.ctx, sites)
+		c.waitForSites(r.ctx, slices.Collect(maps.Keys(p.seen)))
 		c.execute(r)
 	})
 	return nil
