@@ -9,9 +9,6 @@ import (
 	"testing"
 )
 
-// exampleFile is the lab of the demo, of the scripts and of the guide.
-const exampleFile = "../../examples/anycast.toml"
-
 // TestDemoLab holds that the lab that the demo shows is the one that users can start themselves.
 func TestDemoLab(t *testing.T) {
 	example, err := os.ReadFile(exampleFile)
