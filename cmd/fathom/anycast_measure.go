@@ -49,10 +49,12 @@ type measureOptions struct {
 	alarm      float64
 	background bool
 	json       bool
+	many       bool // of a program with many targets, which has options for them
 }
 
 // register adds the options of every program. many is for programs with many targets.
 func (o *measureOptions) register(a *app, cmd *cobra.Command, protocol stateless.Kind, many bool) {
+	o.many = many
 	d := &o.def
 	d.Protocol = protocol
 	f := cmd.Flags()
@@ -85,6 +87,13 @@ func (o *measureOptions) register(a *app, cmd *cobra.Command, protocol stateless
 func (o *measureOptions) finish(program anycast.ProgramKind) error {
 	d := &o.def
 	d.Program = program
+	// The library's zero is its default, and below that is none.
+	if o.many && d.Pace.PerNetwork == 0 {
+		d.Pace.PerNetwork = -1
+	}
+	if o.many && d.Pace.SiteGap == 0 {
+		d.Pace.SiteGap = -1
+	}
 	// The library's word for no limit is below 0; its 0 is the default.
 	if d.Pace.SiteGap == 0 {
 		d.Pace.SiteGap = -1
@@ -327,7 +336,11 @@ func (f *follower) read(s *client.Stream) error {
 func (f *follower) verdict(m anycast.Measurement) error {
 	switch m.State {
 	case anycast.Failed, anycast.Interrupted:
-		return fmt.Errorf("measurement %s %s: %s", m.ID, m.State, m.Error)
+		err := fmt.Errorf("measurement %s %s: %s", m.ID, m.State, m.Error)
+		if strings.Contains(m.Error, anycast.ErrNoSite.Error()) { // all that comes over the network is its text
+			err = withHint(err, "`fathom anycast sites` lists the sites that are connected.")
+		}
+		return err
 	case anycast.Cancelled:
 		return fmt.Errorf("measurement %s was cancelled", m.ID)
 	case anycast.Waiting, anycast.Running, anycast.Done:
