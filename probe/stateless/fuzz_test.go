@@ -82,12 +82,13 @@ func FuzzParse6(f *testing.F) {
 	table, answers := fuzzTable(f, 6)
 	for _, in := range answers {
 		h := packet.IPv6(in)
-		f.Add(uint8(h.NextHeader()), h.Src().AsSlice(), h.Payload())
+		f.Add(uint8(h.NextHeader()), h.Src().AsSlice(), h.Dst().AsSlice(), h.Payload())
 	}
-	f.Fuzz(func(t *testing.T, proto uint8, from, data []byte) {
+	f.Fuzz(func(t *testing.T, proto uint8, from, to, data []byte) {
 		src, _ := netip.AddrFromSlice(from)
+		dst, _ := netip.AddrFromSlice(to)
 		var a Answer
-		c, err := table.Parse6(src, source[1], 64, 0, packet.Protocol(proto), data, &a)
+		c, err := table.Parse6(src, dst, 64, 0, packet.Protocol(proto), data, &a)
 		judge(t, c, err, &a)
 	})
 }

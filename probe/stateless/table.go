@@ -126,7 +126,8 @@ func (t *Table) Parse4(pkt []byte, a *Answer) (*Codec, error) {
 // Parse6 is [Table.Parse4] for IPv6, whose raw sockets deliver the parts of the IP header apart from data, which begins behind
 // it and all extension headers. A zone in src is kept for Answer.Responder.
 func (t *Table) Parse6(src, dst netip.Addr, hopLimit, class uint8, proto packet.Protocol, data []byte, a *Answer) (*Codec, error) {
-	if !src.Is6() || !dst.Is6() {
+	// Addresses of IPv4 in the form of IPv6 are not for the wire (RFC 4291), and would be taken for IPv4 further on.
+	if !src.Is6() || !dst.Is6() || src.Is4In6() || dst.Is4In6() {
 		return nil, ErrMalformed
 	}
 	in := arrival{

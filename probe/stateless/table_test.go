@@ -502,6 +502,23 @@ func TestZone(t *testing.T) {
 	}
 }
 
+// TestMapped gives packets of IPv6 with addresses of IPv4, as a site that lies may.
+func TestMapped(t *testing.T) {
+	all(t, func(t *testing.T, c *Codec, table *Table, _ *Probe, pkt []byte) {
+		if versionOf(pkt) == 4 {
+			return
+		}
+		in := packet.IPv6(reply(t, pkt))
+		mapped := netip.MustParseAddr("::ffff:203.0.113.10")
+		var a Answer
+		for _, ends := range [][2]netip.Addr{{mapped, in.Dst()}, {in.Src(), mapped}, {mapped, mapped}} {
+			if _, err := table.Parse6(ends[0], ends[1], 61, 0, in.NextHeader(), in.Payload(), &a); !errors.Is(err, ErrMalformed) {
+				t.Errorf("from %v to %v: %v", ends[0], ends[1], err)
+			}
+		}
+	})
+}
+
 func TestTable(t *testing.T) {
 	var table Table
 	codec := func(first, ports uint16) *Codec {
