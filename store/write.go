@@ -217,10 +217,17 @@ func (s *Store) writeBatch(ctx context.Context, rows []row) error {
 	var catches []any // arguments
 	fresh := map[string]int64{}
 	err := s.transact(ctx, "write results", func(tx *sql.Tx) error {
+		insert := tx.StmtContext(ctx, s.insert)
 		flush := func(all bool) error {
 			for len(catches) >= insertRows*catchColumns || all && len(catches) > 0 {
 				n := min(len(catches)/catchColumns, insertRows)
-				if _, err := tx.ExecContext(ctx, insertCatches(n), catches[:n*catchColumns]...); err != nil {
+				var err error
+				if n == insertRows {
+					_, err = insert.ExecContext(ctx, catches[:n*catchColumns]...)
+				} else {
+					_, err = tx.ExecContext(ctx, insertCatches(n), catches[:n*catchColumns]...)
+				}
+				if err != nil {
 					return err
 				}
 				catches = catches[:copy(catches, catches[n*catchColumns:])]
