@@ -62,7 +62,7 @@ func main() {
 	b := &bench{}
 	flag.IntVar(&b.rounds, "rounds", 5, "how often the numbers of requests at once take turns")
 	flag.DurationVar(&b.seconds, "seconds", 4*time.Second, "how long each turn lasts")
-	flag.IntVar(&b.targets, "targets", 1<<20, "how many targets the catchment has")
+	flag.IntVar(&b.targets, "targets", 1_000_000, "how many targets the catchment has")
 	flag.StringVar(&b.program, "program", "", "the fathom program; built from ./cmd/fathom unless given")
 	flag.StringVar(&b.controller, "controller", "", "shell command to measure in place of our controller")
 	flag.StringVar(&b.agent, "agent", "", "shell command to measure in place of our agents")

@@ -163,7 +163,7 @@ var worldNet = netip.MustParsePrefix("172.16.0.0/12")
 const sweepRate = 100_000
 
 func (b *bench) sweep(ctx context.Context, f *fleet, sender string, targets int, timeout time.Duration) (outcome, error) {
-	return b.on(ctx, f, "sweep", "-sender", sender, "-first", worldNet.Addr().String(), "-targets", strconv.Itoa(targets),
+	return b.on(ctx, f, "sweep", "-sender", sender, "-first", worldNet.Addr().Next().String(), "-targets", strconv.Itoa(targets),
 		"-rate", strconv.Itoa(sweepRate), "-timeout", timeout.String())
 }
 
