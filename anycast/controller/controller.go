@@ -208,55 +208,76 @@ func (c *Controller) Serve(ctx context.Context, listeners ...net.Listener) error
 			}
 		})
 	}
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
+	upkeep, stopUpkeep := context.WithCancel(ctx)
+	defer stopUpkeep()
+	serving.Go(func() { every(upkeep, time.Second, c.fleet.tick) })
+	serving.Go(func() { every(upkeep, time.Second, func(time.Time) { c.keepAgain() }) }) // a store may be slow
+
 	var err error
-	for ended := false; !ended; {
-		select {
-		case <-ctx.Done():
-			ended = true
-		case err = <-failed:
-			ended = true
-		case now := <-tick.C:
-			c.fleet.tick(now)
-			c.keepAgain()
-		}
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
 	}
+	stopUpkeep()
 	c.stop(stopStoring)
 	serving.Wait()
 	return err
 }
 
-// stop ends everything, in the order in which one thing needs the other, and none of it can take for ever.
+// every calls f again and again until ctx ends.
+func every(ctx context.Context, interval time.Duration, f func(now time.Time)) {
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			f(now)
+		}
+	}
+}
+
+// endsWithin waits for a channel to be closed, for a while.
+func endsWithin(d time.Duration, done <-chan struct{}) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-done:
+		return true
+	case <-timer.C:
+		return false
+	}
+}
+
+// stop ends everything, in the order in which one thing needs the other, and none of it can take for ever: a program of
+// the user's that ignores the end of its context is left behind.
 func (c *Controller) stop(stopStoring context.CancelFunc) {
 	c.mu.Lock() // so that no measurement is created any more
 	c.stopBase(errStopping)
 	c.mu.Unlock()
-	finished := make(chan struct{})
-	go func() { // ends when the measurements do, which the end of storing sees to
+	measured := make(chan struct{})
+	go func() { // ends when the measurements do
 		c.work.Wait()
-		close(finished)
+		close(measured)
 	}()
-	select {
-	case <-finished:
-	case <-time.After(stopTimeout):
-		c.log.Warn("measurements did not end in time")
+	if !endsWithin(stopTimeout, measured) {
+		c.log.Warn("measurements do not end; what the store has not taken is lost")
 		stopStoring()
 	}
 	close(c.stopping) // streams and requests end
-	graceful := make(chan struct{})
-	go func() { // ends at the latest with Stop
+	served := make(chan struct{})
+	go func() { // ends when the handlers have, whose connections Stop closes
 		c.server.GracefulStop()
-		close(graceful)
+		c.streams.Wait()
+		close(served)
 	}()
-	select {
-	case <-graceful:
-	case <-time.After(stopTimeout):
+	if !endsWithin(stopTimeout, served) {
 		c.server.Stop()
-		<-graceful
 	}
-	c.streams.Wait()
-	<-finished
+	if !endsWithin(stopTimeout, served) || !endsWithin(stopTimeout, measured) {
+		c.log.Error("a request or a measurement ignores that it is to end")
+	}
 }
 
 // keepAgain tries to keep what the store did not take.

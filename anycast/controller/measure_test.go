@@ -24,6 +24,7 @@ import (
 	"github.com/seed5728abee/fathom/anycast/access"
 	"github.com/seed5728abee/fathom/anycast/client"
 	"github.com/seed5728abee/fathom/anycast/enroll"
+	"github.com/seed5728abee/fathom/anycast/measurepb"
 	"github.com/seed5728abee/fathom/probe/stateless"
 )
 
@@ -588,6 +589,10 @@ func TestMetrics(t *testing.T) {
 		sites := s.fleet.Sites()
 		return sites[0].Clock.Error > 0 && sites[1].Clock.Error > 0
 	})
+	w := s.fleet.site("a")
+	w.mu.Lock()
+	w.stats = &measurepb.AgentStats{Dropped: 7, Overrun: 8}
+	w.mu.Unlock()
 	listen(t, must(s.client().Start(t.Context(), catchment(1000, "a"), client.Targets{Addrs: hitList(16)}, false)), nil)
 	s.request("volta a 203.0.113.10 -w 3")
 	problems, err := testutil.GatherAndLint(registry)
@@ -602,11 +607,14 @@ func TestMetrics(t *testing.T) {
 # TYPE fathom_anycast_site_answers_total counter
 fathom_anycast_site_answers_total{site="a"} 36
 fathom_anycast_site_answers_total{site="b"} 4
+# HELP fathom_anycast_site_overrun_total Packets that a site's kernel dropped because the agent was not fast enough.
+# TYPE fathom_anycast_site_overrun_total counter
+fathom_anycast_site_overrun_total{site="a"} 8
 # HELP fathom_anycast_measurements_ended_total Measurements that ended, by state.
 # TYPE fathom_anycast_measurements_ended_total counter
 fathom_anycast_measurements_ended_total{state="done"} 1
 `
-	if err := testutil.GatherAndCompare(registry, strings.NewReader(want), "fathom_anycast_site_answers_total", "fathom_anycast_measurements_ended_total"); err != nil {
+	if err := testutil.GatherAndCompare(registry, strings.NewReader(want), "fathom_anycast_site_answers_total", "fathom_anycast_site_overrun_total", "fathom_anycast_measurements_ended_total"); err != nil {
 		t.Error(err)
 	}
 }

@@ -54,14 +54,16 @@ func (c *Controller) begin(ctx context.Context, who caller, d anycast.Definition
 		release()
 		return "", err
 	}
-	c.work.Go(func() {
+	go func() { // counted by create
+		defer c.work.Done()
 		defer release()
 		c.execute(r)
-	})
+	}()
 	return r.m.ID, nil
 }
 
-// create makes a measurement known to the store and the controller.
+// create makes a measurement known to the store and the controller, and counts it as work: whoever executes it says when
+// that is done.
 func (c *Controller) create(ctx context.Context, m anycast.Measurement, targets []anycast.Target) (*run, error) {
 	m.Start = time.Now()
 	m.ID = newID(m.Start)
@@ -82,6 +84,7 @@ func (c *Controller) create(ctx context.Context, m anycast.Measurement, targets 
 		return nil, errStopping
 	}
 	c.runs[m.ID] = r
+	c.work.Add(1) // here, so that the end of the controller waits for it
 	return r, nil
 }
 

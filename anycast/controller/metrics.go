@@ -21,8 +21,8 @@ type metrics struct {
 	storeErrors  prometheus.Counter
 	alarms       prometheus.Counter
 
-	agents, probes, answers, forged, clockOffset, clockError   *prometheus.Desc
-	discarded, running, waiting, ports, runs, sessions, unkept *prometheus.Desc
+	agents, probes, answers, forged, dropped, overrun, clockOffset, clockError *prometheus.Desc
+	discarded, running, waiting, ports, runs, sessions, unkept                 *prometheus.Desc
 }
 
 func newMetrics(c *Controller) *metrics {
@@ -48,6 +48,8 @@ func newMetrics(c *Controller) *metrics {
 		probes:      desc("site_probes_total", "Probes that a site reported as sent.", "site"),
 		answers:     desc("site_answers_total", "Answers to probes that came home at a site.", "site"),
 		forged:      desc("site_forged_total", "Packets from a site that came to a session's port and did not prove their probe.", "site"),
+		dropped:     desc("site_dropped_total", "Answers that a site gave up because the controller was away for too long.", "site"),
+		overrun:     desc("site_overrun_total", "Packets that a site's kernel dropped because the agent was not fast enough.", "site"),
 		clockOffset: desc("site_clock_offset_seconds", "How far a site's clock is ahead of the controller's.", "site"),
 		clockError:  desc("site_clock_error_seconds", "Bound of the error of the clock offset.", "site"),
 		discarded:   desc("discarded_total", "What agents delivered and nobody could use, by reason.", "reason"),
@@ -75,7 +77,7 @@ func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 	m.storeErrors.Describe(ch)
 	m.alarms.Describe(ch)
 	for _, d := range []*prometheus.Desc{
-		m.agents, m.probes, m.answers, m.forged, m.clockOffset, m.clockError,
+		m.agents, m.probes, m.answers, m.forged, m.dropped, m.overrun, m.clockOffset, m.clockError,
 		m.discarded, m.running, m.waiting, m.ports, m.runs, m.sessions, m.unkept,
 	} {
 		ch <- d
@@ -112,6 +114,10 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		counter(m.probes, s.probes.Load(), s.name)
 		counter(m.answers, s.answers.Load(), s.name)
 		counter(m.forged, s.forged.Load(), s.name)
+		if stats := s.reported(); stats != nil {
+			counter(m.dropped, stats.GetDropped(), s.name)
+			counter(m.overrun, stats.GetOverrun(), s.name)
+		}
 	}
 	for dialect, n := range agents {
 		gauge(m.agents, float64(n), dialect)

@@ -289,7 +289,11 @@ func TestTenThousandRequests(t *testing.T) {
 	c := s.client()
 	var group sync.WaitGroup
 	var stars, failed atomic.Int64
-	for range 10000 {
+	requests := 10000
+	if raceEnabled {
+		requests /= 5
+	}
+	for range requests {
 		group.Go(func() {
 			n, err := request(t, c, "volta a 203.0.113.10 -w 60 -q 1")
 			if err != nil {
@@ -349,4 +353,36 @@ func TestStopWithOpenStreams(t *testing.T) {
 	if err := s.Serve(t.Context(), s.listen); !errors.Is(err, ErrOptions) {
 		t.Errorf("a second Serve: %v", err)
 	}
+}
+
+// deaf is a program that ignores that it is to end, until it is let go.
+type deaf chan struct{}
+
+func (d deaf) Run(context.Context) (string, error) {
+	<-d
+	return "", nil
+}
+
+// TestStopWithDeafProgram: not even that keeps a controller from ending.
+func TestStopWithDeafProgram(t *testing.T) {
+	program := make(deaf)
+	begun := make(chan struct{})
+	s := start(t, Options{Programs: map[string]anycast.NewProgram{"deaf": func(anycast.ProgramConf) (anycast.Program, error) {
+		close(begun)
+		return program, nil
+	}}})
+	ended := make(chan struct{})
+	c := s.client()
+	go func() {
+		defer close(ended)
+		c.Request(context.Background(), "deaf")
+	}()
+	<-begun
+	if err := s.stop(); err != nil {
+		t.Error(err)
+	}
+	<-ended
+	close(program)
+	// Then the last handler ends as well, before goleak looks.
+	eventually(t, "all is given back", func() bool { running, _ := s.requests.load(); return running == 0 })
 }

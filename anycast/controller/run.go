@@ -85,6 +85,7 @@ func (r *run) Results(results []anycast.Result) error {
 				continue // the end is yet to come
 			}
 			r.prior.addTo(s)
+			r.m.Progress.Sent, r.m.Progress.Answered = s.Sent, s.Answered
 		}
 		r.unstored = append(r.unstored, result)
 	}
@@ -183,6 +184,10 @@ func (r *run) end(state anycast.State, err error, now time.Time) anycast.Measure
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.m.State, r.m.End = state, now
+	r.m.Progress.Left = 0
+	if state == anycast.Done {
+		r.m.Progress.Done = r.m.Progress.Total
+	}
 	if err != nil {
 		r.m.Error = err.Error()
 	}

@@ -44,7 +44,10 @@ func (c *Controller) schedule(r *run) error {
 		if err != nil { // a store that fails now may work when the next run is due
 			c.log.Error("scheduled measurement does not start", "measurement", r.m.ID, "error", err)
 		} else {
-			c.work.Go(func() { c.execute(run) })
+			go func() { // counted by create
+				defer c.work.Done()
+				c.execute(run)
+			}()
 			ended, ok := c.await(r.ctx, run)
 			if !ok {
 				return context.Cause(r.ctx)

@@ -207,6 +207,13 @@ func (s *site) abandon() []*pendingBatch {
 	return out
 }
 
+// reported is what the agent said last about itself, nil if it has not.
+func (s *site) reported() *measurepb.AgentStats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stats
+}
+
 // fresh tells whether a report of this number is new, and remembers it.
 func (s *site) fresh(seq uint64) bool {
 	s.mu.Lock()
