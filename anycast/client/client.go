@@ -12,6 +12,7 @@ import (
 	"iter"
 	"net"
 	"net/netip"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -150,7 +151,8 @@ func errorOf(ctx context.Context, call string, err error) error {
 	default:
 		return fmt.Errorf("%s: %s (%s)", call, s.Message(), s.Code())
 	}
-	return fmt.Errorf("%s: %w: %s", call, kind, s.Message())
+	// Both sides have the same word for some things.
+	return fmt.Errorf("%s: %w: %s", call, kind, strings.TrimPrefix(s.Message(), kind.Error()+": "))
 }
 
 // Targets are what to measure.
