@@ -67,7 +67,7 @@ revokes the certificate that it had.`,
 		RunE: func(_ *cobra.Command, args []string) error {
 			role, err := enroll.ParseRole(args[0])
 			if err != nil {
-				return usagef("%w", err)
+				return usagef("%q is no role: want agent, operator or viewer", args[0])
 			}
 			authority, err := openAuthority(state)
 			if err != nil {
@@ -84,7 +84,7 @@ revokes the certificate that it had.`,
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(a.stderr, "Run this on the other host, within %v; it works once:\n", time.Until(token.Expires).Round(time.Minute))
+			fmt.Fprintf(a.stderr, "Run this on the other host, until %s; it works once:\n", token.Expires.Local().Format(time.DateTime))
 			_, err = fmt.Fprintf(a.stdout, "fathom anycast join '%s'\n", token.Reveal())
 			return err
 		},

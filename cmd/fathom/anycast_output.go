@@ -680,8 +680,10 @@ func rttText(r *anycast.Reply) string {
 	switch {
 	case r.RTT <= 0:
 		return "?"
+	case r.ClockError >= time.Millisecond/10: // more digits would say nothing, and not fit
+		return fmt.Sprintf("%.1f±%.1f", r.RTT.Seconds()*1e3, r.ClockError.Seconds()*1e3)
 	case r.ClockError > 0:
-		return fmt.Sprintf("%s±%.2f", milliseconds(r.RTT), float64(r.ClockError)/float64(time.Millisecond))
+		return fmt.Sprintf("%.2f±%.2f", r.RTT.Seconds()*1e3, r.ClockError.Seconds()*1e3)
 	}
 	return milliseconds(r.RTT)
 }
