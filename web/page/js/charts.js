@@ -12,7 +12,7 @@ export function shareBar(parts) {
   const text = parts.map((p) => `${p.name}: ${percent(p.value / total)}`).join(', ');
   return h('div', { class: 'share', role: 'img', 'aria-label': text }, parts.filter((p) => p.value > 0).map((p) => h('span', {
     style: { 'flex-grow': String(p.value), 'flex-basis': '0', background: colour(p.name) }, title: `${p.name}: ${count(p.value)} (${percent(p.value / total)})`,
-  }, p.value / total > 0.07 && h('em', null, `${p.name} ${percent(p.value / total)}`))));
+  }, p.value / total > 0.07 && h('em', null, p.name, h('i', null, ` ${percent(p.value / total)}`)))));
 }
 
 // A chart is drawn as wide as there is room for it, so that its text has the size of the page's.

@@ -188,7 +188,7 @@ export class MeasurementView {
     const { trace, graph } = this.#trace;
     const names = [...new Set([trace.site, ...trace.replies.map((r) => r.receiver).filter(Boolean)])].sort();
     const about = [`${trace.method}, ${trace.protocol}, ${count(trace.probes)} probes, ${trace.stop}`, graph.confidence ? `, confidence ${percent(graph.confidence)}` : ''].join('');
-    parts.push(h('div', { class: 'cols' },
+    parts.push(h('div', { class: 'cols path' },
       card(`Path to ${trace.name || trace.target}`, about, hopGraph(graph, trace.site), legendOf(names),
         h('div', { class: 'actions' }, h('a', { href: path(this.#id, `/traces/${this.#trace.n}/graph.svg`), target: '_blank', rel: 'noopener' }, 'Picture'))),
       card('Hops', 'who answered, and which site heard it', hopTable(trace))));
