@@ -68,8 +68,7 @@ func (b *bench) start(ctx context.Context, topology *lab.Topology) (_ *fleet, er
 	}
 	for _, site := range sites {
 		if b.agent == "" {
-			err = b.run1(ctx, f, site, nil, b.program, "anycast", "agent", "--insecure", "--id", site, "--controller", f.address,
-				"--source", labnet.Anycast4.String())
+			err = b.run1(ctx, f, site, nil, b.program, b.agentArgs(f, site)...)
 		} else {
 			err = b.run1(ctx, f, site, f.environment(site), "/bin/sh", "-c", b.agent)
 		}
@@ -83,6 +82,10 @@ func (b *bench) start(ctx context.Context, topology *lab.Topology) (_ *fleet, er
 	}
 	_, err = b.on(ctx, f, "wait", "-sites", strconv.Itoa(len(sites)))
 	return f, err
+}
+
+func (b *bench) agentArgs(f *fleet, site string) []string {
+	return []string{"anycast", "agent", "--insecure", "--id", site, "--controller", f.address, "--source", labnet.Anycast4.String()}
 }
 
 // environment tells a foreign command where it is.
@@ -141,19 +144,42 @@ func (f *fleet) serves(ctx context.Context) error {
 
 // stop ends the fleet and its lab.
 func (f *fleet) stop() {
+	f.stopMembers()
+	f.lab.Close()
+}
+
+func (f *fleet) stopMembers() {
 	for _, m := range slices.Backward(f.members) {
 		_ = m.cmd.Process.Signal(syscall.SIGTERM) // one that has ended already needs none
 		kill := time.AfterFunc(10*time.Second, func() { _ = m.cmd.Process.Kill() })
 		_ = m.cmd.Wait() // how it ends does not matter here
 		kill.Stop()
 	}
-	f.lab.Close()
+	f.members = nil
 }
 
 // usage is what the parts of a measurement have used, in the order of names.
 type usage struct {
 	cpu map[string]time.Duration
-	rss map[string]int64 // the most ever resident, in bytes, since forget
+	rss map[string]memory
+}
+
+// memory is what a process had resident at most since forget, in bytes.
+type memory struct {
+	all int64
+	own int64 // without the pages of the program's file, which all processes that run it share
+}
+
+func (m memory) String() string {
+	return fmt.Sprintf("%.0f MB, with the program's own pages %.0f MB", float64(m.own)/(1<<20), float64(m.all)/(1<<20))
+}
+
+// larger is the one of two with more of its own.
+func larger(a, b memory) memory {
+	if b.own > a.own {
+		return b
+	}
+	return a
 }
 
 // names are the parts whose use is told apart. The lab is this process.
@@ -161,7 +187,7 @@ var names = []string{"controller", "a", "b", "c", "client", "lab"}
 
 // used reads what the fleet and the lab have used so far.
 func (f *fleet) used() (usage, error) {
-	u := usage{map[string]time.Duration{"lab": cpu()}, map[string]int64{}}
+	u := usage{map[string]time.Duration{"lab": cpu()}, map[string]memory{}}
 	for _, m := range f.members {
 		var err error
 		if u.cpu[m.name], err = cpuOf(m.cmd.Process.Pid); err != nil {
@@ -195,9 +221,9 @@ func (u usage) shares(units float64, unit string) string {
 }
 
 // agents is the largest peak of an agent.
-func (u usage) agents() (most int64) {
+func (u usage) agents() (most memory) {
 	for _, s := range sites {
-		most = max(most, u.rss[s])
+		most = larger(most, u.rss[s])
 	}
 	return most
 }
@@ -250,20 +276,38 @@ func cpuOf(pid int) (time.Duration, error) {
 	return time.Duration(user+system) * 10 * time.Millisecond, errors.Join(err1, err2)
 }
 
-// peakOf is the most memory that another process had resident, in bytes.
-func peakOf(pid int) (int64, error) {
+// peakOf is the most memory that another process had resident. Its peak is known for all of it only; the file's part
+// is taken to have been what it is now, since that only grows.
+func peakOf(pid int) (m memory, err error) {
 	name := fmt.Sprintf("/proc/%d/status", pid)
 	data, err := os.ReadFile(name)
 	if err != nil {
-		return 0, err
+		return m, err
 	}
+	file, found := int64(0), 0
 	for line := range strings.Lines(string(data)) {
-		if text, ok := strings.CutPrefix(line, "VmHWM:"); ok {
-			n, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(text), "kB")), 10, 64)
-			return n << 10, err
+		key, value, _ := strings.Cut(line, ":")
+		var to *int64
+		switch key {
+		case "VmHWM":
+			to = &m.all
+		case "RssFile":
+			to = &file
+		default:
+			continue
 		}
+		found++
+		n, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(value), "kB")), 10, 64)
+		if err != nil {
+			return m, fmt.Errorf("%s: %w", name, err)
+		}
+		*to = n << 10
 	}
-	return 0, fmt.Errorf("%s: %w", name, errProc)
+	if found != 2 {
+		return m, fmt.Errorf("%s: %w", name, errProc)
+	}
+	m.own = m.all - file
+	return m, nil
 }
 
 // truth is what every traceroute in the lab has to find: the routers and where they are heard, from hop 1.

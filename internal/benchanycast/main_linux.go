@@ -103,6 +103,7 @@ func (b *bench) run(ctx context.Context, only *regexp.Regexp) (err error) {
 	}{
 		{"requests", b.requests},
 		{"queue", b.queue},
+		{"agent", b.alone},
 		{"burst", b.burst},
 		{"catchment", b.catchment},
 	} {

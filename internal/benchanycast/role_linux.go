@@ -60,12 +60,23 @@ func role(args []string) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
+	o := &outcome{}
+	if args[0] == "sink" {
+		addr, err := netip.ParseAddr(*first)
+		if err != nil {
+			return err
+		}
+		if err := drain(ctx, *address, addr, *targets, o); err != nil {
+			return err
+		}
+		o.CPU = cpu()
+		return json.NewEncoder(os.Stdout).Encode(o)
+	}
 	c, err := client.Dial(ctx, *address, client.Options{Insecure: true})
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	o := &outcome{}
 	switch args[0] {
 	case "wait":
 		err = wait(ctx, c, *want)
