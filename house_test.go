@@ -29,6 +29,7 @@ const module = "github.com/seed5728abee/fathom"
 // from lower rows: what two folders of one row both need moves down.
 var house = [][]string{
 	{"cmd/fathom", "cmd/mtr-packet", "internal/benchanycast", "internal/benchpeers", "examples/anycast-program"},
+	{"web"},
 	{"store"},
 	{"anycast"},
 	{"trace"},

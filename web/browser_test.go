@@ -67,7 +67,7 @@ func browse(t *testing.T, s web.Source, token string) *tab {
 		stop()
 	})
 	b := &tab{t: t, ctx: ctx, url: server.URL}
-	b.do(chromedp.Func(func(_ context.Context, target *chromedp.Target) error {
+	if _, err := chromedp.Run(ctx, chromedp.Func(func(_ context.Context, target *chromedp.Target) error {
 		exceptions := cdp.Events(ctx, target, runtime.ExceptionThrown)
 		entries := cdp.Events(ctx, target, cdplog.EntryAdded)
 		go func() {
@@ -83,12 +83,17 @@ func browse(t *testing.T, s web.Source, token string) *tab {
 				if err != nil {
 					return
 				}
-				b.complain("%s: %s (%s)", e.Entry.Level, e.Entry.Text, e.Entry.URL)
+				// What a test is refused on purpose is in the browser's log as well.
+				if !strings.Contains(e.Entry.Text, "status of 401") && !strings.HasSuffix(e.Entry.URL, "/none/summary") {
+					b.complain("%s: %s (%s)", e.Entry.Level, e.Entry.Text, e.Entry.URL)
+				}
 			}
 		}()
 		_, err := cdp.Call(ctx, target, cdplog.Enable, cdp.Empty{})
 		return err
-	}))
+	})); err != nil { // the browser lives as long as the context of its first call
+		t.Fatal(err)
+	}
 	return b
 }
 
@@ -112,7 +117,10 @@ func (b *tab) quiet() {
 func (b *tab) do(steps ...chromedp.Action[chromedp.Void]) {
 	b.t.Helper()
 	for _, step := range steps {
-		if _, err := chromedp.Run(b.ctx, step); err != nil {
+		ctx, cancel := context.WithTimeout(b.ctx, patience)
+		_, err := chromedp.Run(ctx, step)
+		cancel()
+		if err != nil {
 			b.t.Fatal(err)
 		}
 	}
@@ -132,7 +140,7 @@ func value[T any](b *tab, expression string) T {
 func (b *tab) until(expression string) {
 	b.t.Helper()
 	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(30 * time.Millisecond) {
-		if value[bool](b, "Boolean("+expression+")") {
+		if value[bool](b, "Boolean(document.body && ("+expression+"))") {
 			return
 		}
 	}
@@ -218,9 +226,6 @@ func TestPages(t *testing.T) {
 			}
 			b.fits(look.name + " " + page.name)
 			b.picture(page.name + "-" + look.name)
-			if page.name == "missing" { // the refusal is in the browser's log, as it should be
-				b.problems = nil
-			}
 			b.quiet()
 		}
 	}
@@ -232,8 +237,6 @@ func TestMapZooms(t *testing.T) {
 	b.do(chromedp.Navigate(b.url + "/#/m/m1"))
 	b.until(`document.querySelector('canvas.map')`)
 	b.says("All of IPv4")
-	b.do(chromedp.Focus(chromedp.CSS("canvas.map")))
-	b.do(chromedp.KeyEvent("\ue012")) // any key may come first
 	press := func(key string) {
 		t.Helper()
 		value[bool](b, fmt.Sprintf(`document.querySelector('canvas.map').dispatchEvent(new KeyboardEvent('keydown', {key: %q, cancelable: true}))`, key))
@@ -252,7 +255,6 @@ func TestMapZooms(t *testing.T) {
 		press("Enter")
 	}
 	b.until(`/\/16$/.test(document.querySelector('.crumbs').innerText.trim())`)
-	b.until(`!document.querySelector('.about').innerText.includes('nothing probed')`)
 	b.picture("map-16")
 	press("Escape")
 	press("Escape")
@@ -309,7 +311,8 @@ func TestNetworkSearch(t *testing.T) {
 	value[bool](b, `(() => { const s = document.querySelector('select[aria-label="Compare with"]'); s.value = 'b'; return s.dispatchEvent(new Event('change')); })()`)
 	b.says("networks moved")
 	b.says("1–2 of 2")
-	b.do(chromedp.Click(chromedp.CSS(`.matrix button[title="fra to nyc"]`)))
+	b.until(`document.querySelector('.matrix button[title="fra to nyc"]')`)
+	value[any](b, `document.querySelector('.matrix button[title="fra to nyc"]').click()`)
 	b.says("1–1 of 1")
 	b.says("1.2.3.0/24")
 	b.quiet()
@@ -319,7 +322,6 @@ func TestTokenInBrowser(t *testing.T) {
 	b := browse(t, world(t), "open sesame")
 	b.do(chromedp.Navigate(b.url + "/"))
 	b.says("Open this page with its token")
-	b.problems = nil // the refusal is in its log
 	b.do(chromedp.Navigate(b.url + "/?token=open%20sesame"))
 	b.says("sites connected")
 	if at := value[string](b, "location.href"); at != b.url+"/" {

@@ -115,15 +115,20 @@ export class HilbertMap {
     const block = this.#blocks[at];
     if (!block || this.#view.bits >= 16 || block.networks === 0) return;
     this.#trail.push(this.#prefix(block));
-    this.#at = -1;
-    this.refresh();
+    this.#turn();
   }
 
   #leave(depth) {
     if (depth >= this.#trail.length) return;
     this.#trail.length = Math.max(1, depth);
+    this.#turn();
+  }
+
+  /** turn goes to another part: what is pointed at counts again when that is there. */
+  #turn() {
     this.#at = -1;
-    this.refresh();
+    this.#blocks = [];
+    this.refresh().catch((err) => this.#about.replaceChildren(`That did not work: ${err.message}`));
   }
 
   #key(e) {

@@ -46,7 +46,8 @@ export class MeasurementView {
     this.#id = id;
     this.#fail = fail;
     this.#compare.addEventListener('change', () => {
-      if (this.#compare.value) location.hash = `#/compare/${encodeURIComponent(this.#compare.value)}/${encodeURIComponent(id)}`;
+      const [before, after] = [this.#compare.value, id].sort(); // ids sort by start
+      if (before) location.hash = `#/compare/${encodeURIComponent(before)}/${encodeURIComponent(after)}`;
     });
   }
 
