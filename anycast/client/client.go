@@ -151,7 +151,10 @@ func errorOf(ctx context.Context, call string, err error) error {
 	default:
 		return fmt.Errorf("%s: %s (%s)", call, s.Message(), s.Code())
 	}
-	// Both sides have the same word for some things.
+	// Both sides have the same words for some things, which are said once.
+	if what, ok := strings.CutSuffix(s.Message(), ": "+kind.Error()); ok {
+		return fmt.Errorf("%s: %s: %w", call, what, kind)
+	}
 	return fmt.Errorf("%s: %w: %s", call, kind, strings.TrimPrefix(s.Message(), kind.Error()+": "))
 }
 

@@ -202,6 +202,9 @@ func (c *Controller) sendQuery(ctx context.Context, q anycast.Query, skip int, s
 	if sendErr != nil {
 		return sent, sendErr
 	}
+	if errors.Is(err, anycast.ErrNoMeasurement) {
+		return sent, err // the store is right
+	}
 	if err != nil {
 		return sent, fmt.Errorf("%w: %w", errStore, err)
 	}
