@@ -25,6 +25,7 @@ import (
 	"github.com/seed5728abee/fathom/anycast/access"
 	"github.com/seed5728abee/fathom/anycast/controller"
 	"github.com/seed5728abee/fathom/anycast/enroll"
+	"github.com/seed5728abee/fathom/anycast/volta"
 	"github.com/seed5728abee/fathom/store"
 )
 
@@ -170,6 +171,9 @@ func (a *app) runController(ctx context.Context, o *controllerOptions) error {
 		Insecure: o.insecure || o.origin, Store: results, Registry: registry, Log: log, Audit: audit,
 		Quotas: access.NewQuotas(func(enroll.Identity) access.Limits { return limits }),
 	})
+	if errors.Is(err, volta.ErrRange) {
+		return usagef("%w", err)
+	}
 	if err != nil {
 		return err
 	}
