@@ -19,3 +19,6 @@ func TestDemoLab(t *testing.T) {
 		t.Errorf("demo/anycast.toml is not %s: copy it", exampleFile)
 	}
 }
+
+// TestAnycastScripts runs the scripts of testdata/anycast, in the lab of the example.
+func TestAnycastScripts(t *testing.T) { runLabScripts(t, "testdata/anycast", exampleFile) }
