@@ -77,7 +77,7 @@ func (b *bench) start(ctx context.Context, topology *lab.Topology) (_ *fleet, er
 		}
 	}
 	if b.agent != "" {
-		time.Sleep(2 * time.Second) // there is no way to ask
+		time.Sleep(5 * time.Second) // there is no way to ask
 		return f, nil
 	}
 	_, err = b.on(ctx, f, "wait", "-sites", strconv.Itoa(len(sites)))
