@@ -233,13 +233,6 @@ func (e *Engine) now() (time.Duration, int64) {
 	return t.Sub(e.start), t.UnixNano()
 }
 
-// earlier returns the lesser of two times of which negative ones mean never.
-func earlier(a, b time.Duration) time.Duration {
-	if a < 0 || b >= 0 && b < a {
-		return b
-	}
-	return a
-}
 
 // checkPorts looks after ports whose interface went down or away.
 func (e *Engine) checkPorts() {

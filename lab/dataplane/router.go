@@ -654,3 +654,11 @@ func (r *Router) Mappings() []Mapping {
 	now, _ := r.clock()
 	return r.nat.mappings(now)
 }
+
+// earlier returns the lesser of two times of which negative ones mean never.
+func earlier(a, b time.Duration) time.Duration {
+	if a < 0 || b >= 0 && b < a {
+		return b
+	}
+	return a
+}
