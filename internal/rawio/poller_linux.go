@@ -44,6 +44,7 @@ type Poller struct {
 	// state lets Wake skip the system call unless the owner sleeps.
 	state atomic.Int32
 
+	wakeup int        // the eventfd again: Wake must not look at fds, which belong to the owner
 	mu     sync.Mutex // guards the eventfd against a Wake that races with Close
 	closed bool
 }
@@ -60,7 +61,7 @@ func NewPoller() (*Poller, error) {
 	if err != nil {
 		return nil, fmt.Errorf("eventfd: %w", err)
 	}
-	return &Poller{fds: []unix.PollFd{{Fd: int32(efd), Events: unix.POLLIN}}}, nil
+	return &Poller{fds: []unix.PollFd{{Fd: int32(efd), Events: unix.POLLIN}}, wakeup: efd}, nil
 }
 
 // Add watches fd for events and returns the index that names it from now on.
@@ -138,7 +139,7 @@ func (p *Poller) Wait(timeout time.Duration) error {
 // reset may write after this; the next Wait then returns early, which is harmless.
 func (p *Poller) drain() {
 	var b [8]byte
-	_, _ = unix.Read(int(p.fds[0].Fd), b[:]) // it is non-blocking, and empty at worst
+	_, _ = unix.Read(p.wakeup, b[:]) // it is non-blocking, and empty at worst
 }
 
 // Ready reports whether any condition holds for index since the last Wait.
@@ -162,8 +163,8 @@ func (p *Poller) Wake() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !p.closed {
-		one := [8]byte{0: 1}                        // 1 in little-endian, 2^56 in big-endian: both are below the limit of 2^64-2
-		_, _ = unix.Write(int(p.fds[0].Fd), one[:]) // full only if it wakes already
+		one := [8]byte{0: 1}                // 1 in little-endian, 2^56 in big-endian: both are below the limit of 2^64-2
+		_, _ = unix.Write(p.wakeup, one[:]) // full only if it wakes already
 	}
 }
 
@@ -175,7 +176,7 @@ func (p *Poller) Close() error {
 		return nil
 	}
 	p.closed = true
-	return unix.Close(int(p.fds[0].Fd))
+	return unix.Close(p.wakeup)
 }
 
 // SetTimerSlack sets how late the kernel may end the sleeps of the calling

@@ -165,6 +165,39 @@ func TestPollerWake(t *testing.T) {
 	}
 }
 
+// TestPollerWakeAdd wakes a Poller while its owner adds descriptors: the race detector sees whether they share anything.
+func TestPollerWakeAdd(t *testing.T) {
+	r, w := newPipe(t)
+	unix.Write(w, []byte{1}) // ends every wait at once, so that none ends because of the Wake
+	for range 20 {
+		p := newPoller(t)
+		stop := make(chan struct{})
+		var other sync.WaitGroup
+		other.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					p.Wake()
+					time.Sleep(time.Microsecond) // the owner must get as far as to sleep
+				}
+			}
+		})
+		for range 200 {
+			p.Add(r, Readable)
+			if err := p.Wait(time.Second); err != nil {
+				t.Fatal(err)
+			}
+		}
+		close(stop)
+		other.Wait()
+		if got := p.Count(); got != 200 {
+			t.Errorf("%d descriptors are ready, want 200", got)
+		}
+	}
+}
+
 func TestPollerClose(t *testing.T) {
 	p := newPoller(t)
 	for range 2 {
