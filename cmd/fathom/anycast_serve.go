@@ -74,6 +74,7 @@ type controllerOptions struct {
 	retention         time.Duration
 	maxStore          int64
 	name, metrics     string
+	page              string
 	hosts             []string
 	insecure, origin  bool
 	requests, running int
@@ -123,6 +124,7 @@ inside a network that you trust.`,
 	f.BoolVar(&o.origin, "insecure-origin", false, "let Voltadomar's agents and clients in, in cleartext, beside members with certificates")
 	cmd.MarkFlagsMutuallyExclusive("insecure", "insecure-origin")
 	f.StringVar(&o.metrics, "metrics", "", "serve Prometheus metrics on this `host:port`")
+	f.StringVar(&o.page, "web", "", "serve a page with the sites and measurements on this `host:port`; its address, with the token that opens it, is in the file page-url in --state")
 	f.IntVar(&o.requests, "quota-requests", 0, "`requests` per minute for each member; 0 for no limit")
 	f.IntVar(&o.running, "quota-measurements", 100, "`measurements` at once for each member; 0 for no limit")
 	f.IntVar(&o.targets, "quota-targets", 20_000_000, "`targets` of one measurement; 0 for no limit")
@@ -183,6 +185,10 @@ func (a *app) runController(ctx context.Context, o *controllerOptions) error {
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	if err := serveMetrics(ctx, group, o.metrics, registry); err != nil {
+		listener.Close()
+		return err
+	}
+	if err := servePage(ctx, group, o, c, log); err != nil {
 		listener.Close()
 		return err
 	}
