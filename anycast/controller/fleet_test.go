@@ -256,6 +256,13 @@ func TestDuplicateName(t *testing.T) {
 	if code != 200 {
 		t.Errorf("%d %s", code, output)
 	}
+	// The older one tries again: they do not take the name from each other for ever.
+	if err := older.tryAttach(t, s.conn()); status.Code(err) != codes.Aborted {
+		t.Errorf("the older one may attach: %v", err)
+	}
+	if at := s.fleet.site("a"); at.incarnation != newer.incarnation {
+		t.Errorf("the older one has the name again")
+	}
 
 	first, second := s.origin("old", volta.Seed), s.origin("old", volta.Go)
 	if _, err := first.stream.Recv(); err == nil {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -44,7 +45,7 @@ const (
 
 // Why a connection of an agent ends.
 var (
-	errReplaced = errors.New("the agent registered anew")
+	errReplaced = errors.New("another process has registered under this name")
 	errStopping = errors.New("the controller stops")
 	errHello    = errors.New("malformed hello")
 )
@@ -157,7 +158,12 @@ func (f *fleet) attach(l *link, info anycast.Site, secure bool, incarnation uint
 	same := s != nil && s.native && s.incarnation == incarnation && s.secure == secure
 	if !same {
 		old := s
-		s = &site{name: info.Name, native: true, secure: secure, incarnation: incarnation, pending: map[uint64]*pendingBatch{}}
+		displaced, taken := old.displaces(incarnation)
+		if taken {
+			f.mu.Unlock()
+			return nil, errReplaced
+		}
+		s = &site{name: info.Name, native: true, secure: secure, incarnation: incarnation, displaced: displaced, pending: map[uint64]*pendingBatch{}}
 		f.sites[info.Name] = s
 		lost = f.replacedLocked(old)
 	}
@@ -190,6 +196,27 @@ func (f *fleet) attach(l *link, info anycast.Site, secure bool, incarnation uint
 		p.fail(info.Name, anycast.ErrSiteLost)
 	}
 	return s, nil
+}
+
+// maxDisplaced is how many replaced processes a name remembers.
+const maxDisplaced = 16
+
+// displaces tells whether a process may not have the name of s, since it is one of those that a newer one, which is
+// connected, took it from: else the two would take it from each other for ever. If it may, it displaces others itself.
+func (s *site) displaces(incarnation uint64) (displaced []uint64, taken bool) {
+	if s == nil || !s.native {
+		return nil, false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.link == nil {
+		return nil, false // it has gone, and so may the others come back
+	}
+	if slices.Contains(s.displaced, incarnation) {
+		return nil, true
+	}
+	displaced = append(slices.Clone(s.displaced), s.incarnation)
+	return displaced[max(0, len(displaced)-maxDisplaced):], false
 }
 
 // mayReplaceLocked tells whether an agent may register under a name that may be taken by s.

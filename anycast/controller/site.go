@@ -26,6 +26,7 @@ type site struct {
 	dialect     volta.Dialect // unless native
 	secure      bool          // its name was proven by a certificate
 	incarnation uint64
+	displaced   []uint64 // other processes that the name was taken from
 
 	clock                   clock
 	answers, forged, probes atomic.Uint64
