@@ -190,8 +190,15 @@ func TestAnycastDuplicateAgent(t *testing.T) {
 	if log := f.controller.log.String(); !strings.Contains(log, `level=WARN msg="agent replaced`) {
 		t.Errorf("no warning: %s", log)
 	}
+	// The older one tries again, but they do not take the name from each other.
+	newer := since()
+	for end := time.Now().Add(3 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		if !since().Equal(newer) {
+			t.Fatal("the older one took the name back")
+		}
+	}
 	older.kill()
-	for end := time.Now().Add(1500 * time.Millisecond); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 		if names := f.siteNames(); !slices.Equal(names, demoSites) {
 			t.Fatalf("sites %v after the older one's end", names)
 		}
