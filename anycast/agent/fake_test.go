@@ -272,7 +272,7 @@ func (a *attachment) order(o any) {
 // next gives the agent's next message but for its statistics; nil when the stream has ended.
 func (a *attachment) next() *measurepb.FromAgent {
 	a.t.Helper()
-	for {
+	for end := time.After(patience); ; {
 		select {
 		case m, ok := <-a.in:
 			if !ok {
@@ -281,7 +281,7 @@ func (a *attachment) next() *measurepb.FromAgent {
 			if m.GetStats() == nil {
 				return m
 			}
-		case <-time.After(patience):
+		case <-end:
 			a.t.Fatal("the agent says nothing")
 		}
 	}

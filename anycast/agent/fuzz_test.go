@@ -131,7 +131,7 @@ func FuzzJob(f *testing.F) {
 		if !ok || it.report == nil || it.report.err == nil && it.report.count != o.n {
 			t.Fatalf("report %+v of %d probes", it.report, o.n)
 		}
-		b.link.jobs.take(it.report.batch)
+		b.link.jobs.reported(it.report.batch)
 		b.link.spool.next()
 		b.link.spool.acknowledge(it.seq)
 	})

@@ -45,8 +45,7 @@ type link struct {
 	notified int64           // mono
 
 	// These belong to the goroutine of run.
-	spoken  Dialect // on the last connection that got so far; Auto before the first
-	foreign bool    // a controller of dialect Seed did not understand: it is one of Go
+	spoken Dialect // on the last connection that got so far; Auto before the first
 
 	jobs jobs
 

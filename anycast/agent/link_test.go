@@ -362,3 +362,44 @@ func TestHello(t *testing.T) {
 		})
 	}
 }
+
+// TestOverfull has reports pile up, since the controller cannot take them in as fast as it orders them. What it acknowledges then
+// must make room, where a new order must not.
+func TestOverfull(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newController(t)
+		s := start(t, Options{Links: oneLink, Dial: c.dial, Spool: 1000})
+		a := c.accept(0)
+		l := s.links[0]
+		many := func() {
+			s.plane.ask(func() {
+				for !l.spool.overfull() {
+					l.report(&report{times: make([]int64, maxOrder), count: maxOrder})
+				}
+			})
+		}
+		many()
+		synctest.Wait()
+		var last uint64
+		for len(a.in) > 0 {
+			if r := (<-a.in).GetSent(); r != nil {
+				last = r.GetSeq()
+			}
+		}
+		a.order(&measurepb.Acknowledge{Seq: last})
+		synctest.Wait()
+		if got := s.Stats().Links[0]; got.Connects != 1 || got.Spooled != 0 {
+			t.Errorf("acknowledged: %+v", got)
+		}
+		many()
+		a.order(&measurepb.Send{Session: 1})
+		for m, ok := <-a.in; ok; m, ok = <-a.in {
+			if m.GetSent().GetError() != "" {
+				t.Errorf("an order was taken: %v", m.GetSent())
+			}
+		}
+		if last = s.Stats().Links[0].Connects; last != 1 {
+			t.Errorf("%d connections", last)
+		}
+	})
+}

@@ -53,6 +53,7 @@ func (l *link) native(ctx context.Context, d Dialect, cc *grpc.ClientConn) error
 		l.plane.keepSessions(l, welcome.GetSessions())
 		l.plane.expect(l, announced(welcome))
 	})
+	l.spool.setAway(false) // one of Voltadomar's may have been here before
 	l.spool.restart(welcome.GetAcknowledged())
 	l.up(true)
 	l.log.Info("attached to controller", "name", welcome.GetController())
@@ -127,9 +128,6 @@ func (l *link) read(stream grpc.BidiStreamingClient[measurepb.FromAgent, measure
 		if err != nil {
 			return fmt.Errorf("receive: %w", err)
 		}
-		if l.spool.overfull() {
-			return errDeaf
-		}
 		switch o := m.GetOrder().(type) {
 		case *measurepb.ToAgent_Ping:
 			pong := &measurepb.Pong{Id: o.Ping.GetId(), T0: o.Ping.GetT0(), T1: time.Now().UnixNano()}
@@ -145,6 +143,10 @@ func (l *link) read(stream grpc.BidiStreamingClient[measurepb.FromAgent, measure
 			id, linger := o.Close.GetSession(), time.Duration(o.Close.GetLinger())
 			l.plane.do(func() { l.plane.closeSession(l, id, linger) })
 		case *measurepb.ToAgent_Send:
+			// Only now: what makes room again must come through.
+			if l.spool.overfull() {
+				return errDeaf
+			}
 			order, err := newOrder(l, o.Send)
 			if err != nil {
 				l.invalid("order to send", err)

@@ -36,12 +36,18 @@ func (j *jobs) add(job volta.Job) uint64 {
 	return j.count
 }
 
-func (j *jobs) take(n uint64) (volta.Job, bool) {
+func (j *jobs) find(n uint64) (volta.Job, bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	job, ok := j.open[n]
-	delete(j.open, n)
 	return job, ok
+}
+
+// reported drops a job.
+func (j *jobs) reported(n uint64) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	delete(j.open, n)
 }
 
 // forget drops all of them: their controller is gone.
@@ -227,7 +233,7 @@ func sendReplies(d volta.Dialect, stream controlStream, a *measurepb.Answers) er
 // sendReport sends DONE, or ERROR if some probe could not be sent.
 func (l *link) sendReport(d volta.Dialect, stream controlStream, r *report) error {
 	var msg volta.Message
-	job, known := l.jobs.take(r.batch)
+	job, known := l.jobs.find(r.batch)
 	switch {
 	case r.err != nil:
 		code := int32(500)
@@ -252,5 +258,9 @@ func (l *link) sendReport(d volta.Dialect, stream controlStream, r *report) erro
 	if err != nil {
 		return err
 	}
-	return stream.Send(m)
+	if err := stream.Send(m); err != nil {
+		return err // the next connection tries again
+	}
+	l.jobs.reported(r.batch)
+	return nil
 }

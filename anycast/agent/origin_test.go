@@ -7,6 +7,8 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"regexp"
@@ -353,6 +355,44 @@ func TestOriginalReconnect(t *testing.T) {
 	})
 }
 
+// breaking is a stream whose connection breaks when it is next used.
+type breaking struct {
+	controlStream
+	sent []*anycastpb.Message
+	err  error
+}
+
+func (b *breaking) Send(m *anycastpb.Message) error {
+	if b.err != nil {
+		return b.err
+	}
+	b.sent = append(b.sent, m)
+	return nil
+}
+
+// TestOriginalReportAgain loses the connection with a report: the next one must bring it, and only once.
+func TestOriginalReportAgain(t *testing.T) {
+	l := &link{log: slog.New(slog.DiscardHandler)}
+	n := l.jobs.add(volta.Job{SessionID: 10000, BasePort: 10000})
+	r := &report{batch: n, count: 1, times: []int64{1}}
+	stream := &breaking{err: io.EOF}
+	if err := l.sendReport(volta.Seed, stream, r); err == nil {
+		t.Fatal("no error of a broken stream")
+	}
+	stream.err = nil
+	for range 2 {
+		if err := l.sendReport(volta.Seed, stream, r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(stream.sent) != 1 {
+		t.Fatalf("%d reports, want 1", len(stream.sent))
+	}
+	if msg, _, err := volta.Decode(stream.sent[0]); err != nil || !isDone(msg, 10000, 1) {
+		t.Errorf("%+v, %v", msg, err)
+	}
+}
+
 // TestAuto meets controllers of all three kinds, one after the other, at one address.
 func TestAuto(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -393,6 +433,10 @@ func TestAuto(t *testing.T) {
 			t.Errorf("hello %v has sessions of long ago", a.hello)
 		}
 		want(Native)
+		// What was dropped while Voltadomar's controller was away is kept for ours.
+		a.order(open(1, measurepb.Protocol_PROTOCOL_ICMP))
+		a.order(send(1, 1, 0, 1, 7))
+		a.collect(1, 1)
 	})
 }
 
