@@ -5,7 +5,7 @@ import { h, s } from './dom.js';
 import { span } from './format.js';
 import { colour } from './sites.js';
 
-const [wide, tall, gapX, gapY, gutter] = [182, 48, 14, 26, 44];
+const [wide, tall, gapX, gapY, gutter] = [174, 48, 12, 26, 24];
 
 /** arrange gives the nodes by hop, in an order that keeps links short (Sugiyama's barycentre method). */
 function arrange(graph) {
@@ -56,7 +56,7 @@ export function hopGraph(graph, sender) {
   }
   hops.forEach((hop) => {
     const first = graph.nodes[hop[0]];
-    if (first.kind !== 'source') svg.append(s('text', { class: 'n', x: 0, y: at[hop[0]].y + tall / 2 + 4 }, `hop ${first.ttl}`));
+    if (first.kind !== 'source') svg.append(s('text', { class: 'n', x: 0, y: at[hop[0]].y + tall / 2 + 4 }, first.ttl));
     for (const i of hop) svg.append(node(graph.nodes[i], at[i], sender));
   });
   const box = h('div', { class: 'hops', tabindex: 0, role: 'region', 'aria-label': 'Path graph' }, svg);
@@ -73,7 +73,7 @@ function node(n, { x, y }, sender) {
   const more = [n.timed ? span(n.avg_ns) : '', heard.length && n.kind !== 'source' ? `heard at ${heard.join(', ')}` : '', n.mpls ? 'MPLS' : '', n.per_packet ? 'per packet' : ''].filter(Boolean).join(' · ');
   const [title, sub] = n.kind === 'source' ? [sender, 'sends'] : n.kind === 'silent' ? ['*', 'no answer'] : [n.addr ?? '?', more];
   const cut = (t, most) => (t.length > most ? `${t.slice(0, most - 1)}…` : t);
-  g.append(s('text', { class: 'a', x: x + 19, y: y + 20 }, cut(title, 21)), s('text', { class: 's', x: x + 19, y: y + 37 }, cut(sub, 29)),
+  g.append(s('text', { class: 'a', x: x + 19, y: y + 20 }, cut(title, 20)), s('text', { class: 's', x: x + 19, y: y + 37 }, cut(sub, 27)),
     s('title', null, [title, sub, n.mpls && `MPLS ${n.mpls}`].filter(Boolean).join('\n')));
   return g;
 }

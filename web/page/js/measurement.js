@@ -219,8 +219,8 @@ function hopTable(trace) {
     { title: 'Heard at', cell: (x) => (x.reply.responder ? label(x.reply.receiver || trace.site) : '') },
     { title: 'RTT', num: true, cell: rtt },
     { title: 'Probes', num: true, cell: (x) => x.n },
-    { title: 'MPLS', cell: (x) => h('span', { class: 'mono small' }, (x.reply.mpls ?? []).map((l) => l.label ?? l.Label).join(' ')) },
-  ], rows));
+    rows.some((x) => x.reply.mpls?.length) && { title: 'MPLS', cell: (x) => h('span', { class: 'mono small' }, (x.reply.mpls ?? []).map((l) => l.label ?? l.Label).join(' ')) },
+  ].filter(Boolean), rows));
 }
 
 const curvesPart = (sites) => card('Round-trip times', 'share of the answers within that time, by the site that caught them', rttCurves(sites.filter((x) => x.rtt)));
