@@ -52,5 +52,5 @@
 //
 // With the dialects Seed and Go an agent serves Voltadomar's controllers as their own agents do, without their defects. These
 // say nothing of the ports in use, so they are sent every ICMP error of type 3 or 11 that quotes UDP
-// and is of no session of a controller of ours; two of them get the same. See docs/compatibility.md.
+// and is of no session of a controller of ours, or of none yet; two of them get the same. See docs/compatibility.md.
 package agent

@@ -28,6 +28,7 @@ type earlyPacket struct {
 	data []byte
 	time int64 // wall, of its arrival
 	came int64 // mono
+	sent bool  // Voltadomar's controllers have got it, and so it is counted
 }
 
 const (
@@ -54,24 +55,24 @@ func (p *plane) expect(l *link, r rawio.PortRange) {
 	p.narrower = true
 }
 
-// expects tells whether any controller has announced ports.
-func (p *plane) expects() bool {
+// expects tells whether any controller has announced a port; 0 is any port at all.
+func (p *plane) expects(port uint16) bool {
 	for _, l := range p.links {
-		if l.expected != (rawio.PortRange{}) {
+		if r := l.expected; r != (rawio.PortRange{}) && (port == 0 || r.Lo <= port && port <= r.Hi) {
 			return true
 		}
 	}
 	return false
 }
 
-// keepEarly keeps a packet that is nobody's yet. It is false if it does not.
-func (p *plane) keepEarly(time int64, pkt []byte, err error) bool {
+// keepEarly keeps a packet that is nobody's yet, unless Voltadomar's controllers have been sent it. It is false if it does not.
+func (p *plane) keepEarly(time int64, pkt []byte, err error, sent bool) bool {
 	e := &p.early
 	pkt = pkt[:min(len(pkt), keepError)]
-	if !errors.Is(err, stateless.ErrNotOurs) || len(e.packets) == maxEarly || e.size+len(pkt) > maxEarlySize || !p.expects() {
+	if !errors.Is(err, stateless.ErrNotOurs) || len(e.packets) == maxEarly || e.size+len(pkt) > maxEarlySize || !p.expects(0) {
 		return false
 	}
-	e.packets = append(e.packets, earlyPacket{append([]byte(nil), pkt...), time, p.now})
+	e.packets = append(e.packets, earlyPacket{append([]byte(nil), pkt...), time, p.now, sent})
 	e.size += len(pkt)
 	return true
 }
@@ -92,7 +93,7 @@ func (p *plane) lookEarly() {
 		case errors.Is(err, stateless.ErrNotOurs) && p.now-k.came < earlyTime:
 			kept = append(kept, k)
 			continue
-		default:
+		case !k.sent:
 			p.discard(err)
 		}
 		e.size -= len(k.data)

@@ -4,11 +4,14 @@
 package agent
 
 import (
+	"context"
+	"net"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/seed5728abee/fathom/anycast/measurepb"
+	"github.com/seed5728abee/fathom/anycast/volta"
 	"github.com/seed5728abee/fathom/internal/rawio"
 	"github.com/seed5728abee/fathom/probe/stateless"
 )
@@ -67,6 +70,49 @@ func TestEarly(t *testing.T) {
 		if st := s.Stats(); st.Recognised != 6 || st.Stray != 2 || st.Received != 8 {
 			t.Errorf("later: %+v", st)
 		}
+	})
+}
+
+// TestEarlyForwarding has a controller of Voltadomar's at the same site, which might be meant, too.
+func TestEarlyForwarding(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, o := newController(t), newOriginal(t, volta.Seed)
+		s := start(t, Options{
+			Links: []Link{{Address: "ours.test:50051", Dialect: Native}, {Address: "theirs.test:50051", Dialect: Seed}},
+			Dial: func(ctx context.Context, address string) (net.Conn, error) {
+				if address == "ours.test:50051" {
+					return c.dial(ctx, address)
+				}
+				return o.dial(ctx, address)
+			},
+		})
+		a, b := <-c.attached, o.accept()
+		a.order(&measurepb.Welcome{Controller: "test", FirstPort: 20000, Ports: 30})
+		synctest.Wait()
+		mine, other, beyond := open(1, measurepb.Protocol_PROTOCOL_UDP), open(0, measurepb.Protocol_PROTOCOL_UDP), open(9, measurepb.Protocol_PROTOCOL_UDP)
+		for _, session := range []*measurepb.Open{mine, other, beyond} {
+			s.host.Deliver(elsewhere(t, session, 0, 7))
+		}
+		for range 3 {
+			if msg, _, _ := b.next(); msg.Kind() != "REPLY" {
+				t.Errorf("%+v, want REPLY", msg)
+			}
+		}
+		a.order(mine)
+		if _, got := a.collect(0, 1); parse(t, table(t, mine), got[0]).Number != 7 {
+			t.Errorf("answer %x", got[0].pkt)
+		}
+		a.order(beyond) // has a port that was not announced: nobody waits for it
+		time.Sleep(3 * time.Second)
+		synctest.Wait()
+		if st := s.Stats(); st.Received != 3 || st.Forwarded != 3 || st.Recognised != 1 || st.Stray != 0 || st.Forged != 0 {
+			t.Errorf("%+v", st)
+		}
+		s.plane.ask(func() {
+			if n := len(s.plane.early.packets); n != 0 {
+				t.Errorf("%d packets are kept", n)
+			}
+		})
 	})
 }
 

@@ -61,16 +61,22 @@ func (p *plane) arrive4(rx *receiver, m *rawio.Message) {
 		p.deliver(c, m.Time, pkt)
 		return
 	}
-	if rx.icmp && p.forwarding > 0 && concernsVolta(pkt) {
-		p.counters.forwarded++
-		for _, l := range p.links {
-			if l.forwards {
-				l.add(m.Time, pkt)
+	if rx.icmp && p.forwarding > 0 {
+		if port, ok := voltaPort(pkt); ok {
+			p.counters.forwarded++
+			for _, l := range p.links {
+				if l.forwards {
+					l.add(m.Time, pkt)
+				}
 			}
+			// It may be for one of ours instead.
+			if p.expects(port) {
+				p.keepEarly(m.Time, pkt, err, true)
+			}
+			return
 		}
-		return
 	}
-	if !p.keepEarly(m.Time, pkt, err) {
+	if !p.keepEarly(m.Time, pkt, err, false) {
 		p.discard(err)
 	}
 }
@@ -91,7 +97,7 @@ func (p *plane) arrive6(rx *receiver, k int) {
 	switch {
 	case err == nil:
 		p.deliver(c, m.Time, pkt)
-	case !p.keepEarly(m.Time, pkt, err):
+	case !p.keepEarly(m.Time, pkt, err, false):
 		p.discard(err)
 	}
 }
@@ -138,18 +144,21 @@ func sound4(pkt []byte) bool {
 	return err == nil && packet.Checksum(ip.Payload()) == 0
 }
 
-// concernsVolta tells whether a packet is for Voltadomar's controllers: an ICMP error of type 3 or 11 that
-// quotes UDP up to the end of its header. The port is not looked at, since nobody says which are in use. Echo
+// voltaPort tells whether a packet is for Voltadomar's controllers: an ICMP error of type 3 or 11 that
+// quotes UDP up to the end of its header. It gives the quoted source port, which does not decide, since nobody says which are in use. Echo
 // replies are not for them: their agents send no requests, and a reply whose data is no IP packet ends some originals' stream.
-func concernsVolta(pkt []byte) bool {
+func voltaPort(pkt []byte) (port uint16, ok bool) {
 	ip, err := packet.ParseQuotedIPv4(pkt)
 	if err != nil || ip.Protocol() != packet.ProtocolICMP || ip.FragmentOffset() != 0 {
-		return false
+		return 0, false
 	}
 	b := ip.Payload()
 	if len(b) < packet.ICMPHeaderLen || b[0] != packet.ICMPv4Unreachable && b[0] != packet.ICMPv4TimeExceeded {
-		return false
+		return 0, false
 	}
 	q, err := packet.ParseQuotedIPv4(b[packet.ICMPHeaderLen:])
-	return err == nil && q.Protocol() == packet.ProtocolUDP && q.FragmentOffset() == 0 && len(q.Payload()) >= packet.UDPHeaderLen
+	if err != nil || q.Protocol() != packet.ProtocolUDP || q.FragmentOffset() != 0 || len(q.Payload()) < packet.UDPHeaderLen {
+		return 0, false
+	}
+	return packet.UDP(q.Payload()).SrcPort(), true
 }
