@@ -73,7 +73,7 @@ func Dial(ctx context.Context, address string, o Options) (*Client, error) {
 	}
 	creds := insecure.NewCredentials()
 	if o.TLS != nil {
-		creds = credentials.NewTLS(o.TLS)
+		creds = alertCredentials{credentials.NewTLS(o.TLS)}
 	}
 	options := []grpc.DialOption{
 		grpc.WithTransportCredentials(creds),
