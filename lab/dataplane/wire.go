@@ -236,7 +236,7 @@ func (l *line) set(p Params) {
 
 // enter puts a frame, seen at now to have entered at at, on its way. Frames
 // that have arrived are given to emit, in order; such a frame may be data itself, which
-// is not copied then.
+// is not copied then. A line that reorders has them wait for leave, because those that overtake them may be seen next.
 func (l *line) enter(now, at time.Duration, data []byte, pool *bufferPool, emit func([]byte, bool)) {
 	f := l.decide(at, len(data))
 	if !f.deliver {
@@ -249,7 +249,7 @@ func (l *line) enter(now, at time.Duration, data []byte, pool *bufferPool, emit 
 	if f.twice {
 		copies = 2
 	}
-	if f.at <= now {
+	if f.at <= now && l.p.Reorder == 0 {
 		l.leave(f.at, emit)
 		for range copies {
 			l.counters.Delivered++

@@ -192,6 +192,21 @@ func TestLineReorder(t *testing.T) {
 	}
 }
 
+// TestLineReorderLate: also of frames that are all seen after their arrival, some overtake others.
+func TestLineReorderLate(t *testing.T) {
+	l := newLine(Params{Delay: 20 * ms, Reorder: 0.3}, 3, Forward)
+	var pool bufferPool
+	var order []byte
+	emit := func(d []byte, _ bool) { order = append(order, d[0]) }
+	for i := range 50 {
+		l.enter(100*ms, time.Duration(i)*time.Microsecond, []byte{byte(i)}, &pool, emit)
+	}
+	l.leave(100*ms, emit)
+	if first := int(l.counters.Reordered); len(order) != 50 || !slices.IsSorted(order[:first]) || !slices.IsSorted(order[first:]) || slices.IsSorted(order) {
+		t.Errorf("%d of 50 in the order %v, want %d ahead of the others", len(order), order, first)
+	}
+}
+
 func TestLineDuplicateCorrupt(t *testing.T) {
 	l := newLine(Params{Duplicate: 1}, 3, Forward)
 	if got := carry(l, 2, 10, ms); len(got) != 4 || got[0] != got[1] || got[2] != got[3] {
