@@ -193,12 +193,7 @@ func (s *Store) Close() error {
 	s.stop()
 	s.done.Wait()
 	err := s.flush(context.Background())
-	s.mu.Lock()
-	for _, e := range s.failed {
-		err = errors.Join(err, e)
-	}
-	s.mu.Unlock()
-	return errors.Join(err, s.close())
+	return errors.Join(err, s.untold(), s.close())
 }
 
 func (s *Store) close() error {

@@ -9,6 +9,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -342,6 +343,42 @@ func TestFull(t *testing.T) {
 	appendAll(t, s, "b", slab(0, 100)...)
 	if err := s.Flush(t.Context()); err != nil {
 		t.Errorf("with room again: %v", err)
+	}
+}
+
+// failures tells of what is logged.
+type failures chan string
+
+func (f failures) Write(b []byte) (int, error) {
+	select {
+	case f <- string(b):
+	default:
+	}
+	return len(b), nil
+}
+
+// TestLostInTheBackground has the store fail while nobody waits for it: neither Flush nor Update may say that all is well.
+func TestLostInTheBackground(t *testing.T) {
+	logged := make(failures, 1)
+	s := open(t, t.TempDir(), store.Options{MaxBytes: 1 << 20, Sweep: time.Hour, Log: slog.New(slog.NewTextHandler(logged, nil))})
+	m := measurement("a", anycast.KindCatchment, start)
+	begin(t, s, m)
+	appendAll(t, s, "a", slab(0, 30000)...)
+	select {
+	case <-logged:
+	case <-time.After(20 * time.Second):
+		t.Fatal("30,000 results fit into a megabyte")
+	}
+	for range 2 {
+		if err := s.Flush(t.Context()); !errors.Is(err, store.ErrFull) {
+			t.Errorf("flush: got %v, want ErrFull", err)
+		}
+	}
+	if err := s.Update(t.Context(), m); !errors.Is(err, store.ErrFull) {
+		t.Errorf("update: got %v, want ErrFull", err)
+	}
+	if err := errors.Join(s.Update(t.Context(), m), s.Flush(t.Context())); err != nil {
+		t.Errorf("told again: %v", err)
 	}
 }
 

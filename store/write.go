@@ -150,6 +150,17 @@ func (s *Store) takeFailure(id string) error {
 	return err
 }
 
+// untold gives the reasons that results were not kept, as far as nobody has taken them.
+func (s *Store) untold() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var err error
+	for _, e := range s.failed {
+		err = errors.Join(err, e)
+	}
+	return err
+}
+
 func (s *Store) isClosed() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -412,8 +423,8 @@ func (s *Store) Update(ctx context.Context, m anycast.Measurement) error {
 	}
 	s.disk.Lock()
 	defer s.disk.Unlock()
-	// Results that could not be written do not keep the state from being.
-	lost := s.flushLocked(ctx)
+	// Results that could not be written do not keep the state from being. Their error is noted.
+	_ = s.flushLocked(ctx)
 	number, err := s.number(ctx, m.ID)
 	if err != nil {
 		return err
@@ -428,13 +439,11 @@ func (s *Store) Update(ctx context.Context, m anycast.Measurement) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := s.takeFailure(m.ID); err != nil && lost != nil {
-		return err
-	}
-	return nil
+	return s.takeFailure(m.ID)
 }
 
-// Flush implements [anycast.Store]: it waits until everything given so far is on the disk.
+// Flush implements [anycast.Store]: it waits until everything given so far is on the disk. It fails as long as there are
+// results that could not be kept, of any measurement, of which Append or Update has not told yet.
 func (s *Store) Flush(ctx context.Context) error {
 	if s.isClosed() {
 		return fmt.Errorf("flush: %w", ErrClosed)
@@ -442,6 +451,9 @@ func (s *Store) Flush(ctx context.Context) error {
 	s.disk.Lock()
 	defer s.disk.Unlock()
 	if err := s.flushLocked(ctx); err != nil {
+		return err
+	}
+	if err := s.untold(); err != nil {
 		return err
 	}
 	// The log is written through to the disk only when it is folded into the file.
