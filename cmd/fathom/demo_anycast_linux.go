@@ -54,6 +54,7 @@ const (
 
 var (
 	demoSites   = []string{"ams", "nyc", "sin"}
+	demoCores   = []string{"core-eu", "core-us", "core-ap"} // where each is connected
 	demoAnycast = []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
 )
 
@@ -216,9 +217,13 @@ func (p *anycastDemo) sites(ctx context.Context) error {
 		}
 		p.heading("fathom anycast sites")
 		for i, s := range sites {
-			shared := append(slices.Clone(s.Anycast), s.Unicast...)
-			want := append(slices.Clone(demoAnycast), p.lab.Host(s.Name).AddrTowards(map[string]string{"ams": "core-eu", "nyc": "core-us", "sin": "core-ap"}[s.Name], 4))
-			p.check(demoSites[i], s.Name+": "+addrsText(shared), demoSites[i]+": "+addrsText(want), s.Name == demoSites[i] && slices.Equal(shared, want))
+			var own netip.Addr
+			if len(s.Unicast) > 0 {
+				own = s.Unicast[0]
+			}
+			found := fmt.Sprintf("%s, and %v", addrsText(s.Anycast), own)
+			truth := fmt.Sprintf("%s, and %v", addrsText(demoAnycast), p.lab.Host(demoSites[i]).AddrTowards(demoCores[i], 4))
+			p.check(s.Name, found, truth, s.Name == demoSites[i] && found == truth)
 		}
 		return nil
 	}
