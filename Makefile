@@ -19,9 +19,10 @@ PREFIX    ?= /usr/local
 export CGO_ENABLED ?= 0
 
 # What promises to compile on systems that are not Linux; everything else is Linux only.
-PORTABLE  := packet probe trace cmd/fathom
+PORTABLE  := packet probe probe/stateless trace anycast anycast/access anycast/client anycast/controller anycast/enroll \
+             anycast/export anycast/fleettest anycast/hitlist anycast/measurepb anycast/volta store web cmd/fathom
 # What promises to work for an ordinary user; these tests run twice when root runs them.
-ROOTLESS  := internal/rawio lab probe trace cmd/fathom cmd/mtr-packet
+ROOTLESS  := internal/rawio lab probe trace anycast/enroll store cmd/fathom cmd/mtr-packet
 # A folder that is not there yet is not there to be tested.
 here       = $(patsubst %,./%,$(wildcard $(1)))
 

@@ -92,10 +92,10 @@ func (e Extensions) All() iter.Seq[ExtensionObject] {
 //	|                 Label                 |  TC |S|      TTL      |
 //	+---------------------------------------+-----+-+---------------+
 type Label struct {
-	Label  uint32 // 20 bits
-	TC     uint8  // traffic class, 3 bits (RFC 5462)
-	Bottom bool   // last entry of the stack
-	TTL    uint8
+	Label  uint32 `json:"label"`  // 20 bits
+	TC     uint8  `json:"tc"`     // traffic class, 3 bits (RFC 5462)
+	Bottom bool   `json:"bottom"` // last entry of the stack
+	TTL    uint8  `json:"ttl"`
 }
 
 // AppendLabels appends to dst the entries of the first MPLS label stack object (RFC 4950), the
