@@ -366,6 +366,39 @@ func TestCertificateExpires(t *testing.T) {
 	})
 }
 
+// TestRevokeWhileJoining: a host that is revoked between the use of its token and its certificate is revoked for good,
+// also when what is left of it is tidied away.
+func TestRevokeWhileJoining(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAuthority(t)
+		token := newToken(t, a, fra1)
+		r, _, err := a.members.find(token.id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := a.members.claim(token.id); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := a.Revoke("fra1"); err != nil {
+			t.Fatal(err)
+		}
+		key, err := newKey()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := a.issue(token.id, fra1, key.Public(), r); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if err := a.members.good(token.id); !errors.Is(err, ErrRevoked) {
+				t.Errorf("got %v, want ErrRevoked", err)
+			}
+			time.Sleep(keepUnused + 2*time.Hour)
+			newToken(t, a, Identity{Agent, "ams1"}) // tidies
+		}
+	})
+}
+
 func TestRevoke(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAuthority(t)

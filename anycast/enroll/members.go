@@ -207,9 +207,13 @@ func (m members) tidy(list []Member) ([]Member, error) {
 		if err != nil {
 			return nil, err
 		}
-		err = os.Remove(m.file(id, member.State))
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, err
+		// A host that joined in the moment of its revocation has left a record, with which it would be good
+		// again without the other. So that one goes first.
+		for _, s := range []State{Joined, member.State} {
+			err := os.Remove(m.file(id, s))
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return nil, err
+			}
 		}
 	}
 	return kept, nil
