@@ -74,10 +74,13 @@ func (a *Authority) open() error {
 	}
 	for _, sub := range []string{a.caDir(), string(a.members)} {
 		err := os.Mkdir(sub, dirMode)
-		if err == nil {
-			err = giveToOwner(a.dir, sub)
+		if errors.Is(err, fs.ErrExist) {
+			continue
 		}
-		if err != nil && !errors.Is(err, fs.ErrExist) {
+		if err == nil {
+			err = a.give(filepath.Base(sub))
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -99,6 +102,21 @@ func (a *Authority) open() error {
 	// Find out now, and not when the first host joins, that the key cannot be used.
 	_, err = cas[len(cas)-1].key()
 	return err
+}
+
+// give gives a directory that root has made to the authority's owner.
+func (a *Authority) give(name string) error {
+	root, err := os.OpenRoot(a.dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	sub, err := root.OpenRoot(name)
+	if err != nil {
+		return err
+	}
+	defer sub.Close()
+	return giveDir(a.dir, sub)
 }
 
 func (a *Authority) caDir() string { return filepath.Join(a.dir, "ca") }

@@ -84,9 +84,9 @@ func createCA(dir string, n int, before *authorityCert, beforeKey crypto.Signer)
 		}
 		files["cross.pem"] = encodePEM("CERTIFICATE", cross)
 	}
-	return makeDir(filepath.Join(dir, strconv.Itoa(n)), func(tmp string) error {
+	return makeDir(filepath.Join(dir, strconv.Itoa(n)), func(put func(string, []byte) error) error {
 		for name, data := range files {
-			if err := writeFile(filepath.Join(tmp, name), data); err != nil {
+			if err := put(name, data); err != nil {
 				return err
 			}
 		}

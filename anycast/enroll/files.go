@@ -4,6 +4,7 @@
 package enroll
 
 import (
+	"crypto/rand"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -84,10 +85,10 @@ func writeFile(name string, data []byte) error {
 	if err == nil {
 		err = f.Sync()
 	}
-	err = errors.Join(err, f.Close())
 	if err == nil {
-		err = giveToOwner(dir, f.Name())
+		err = giveToOwner(dir, f)
 	}
+	err = errors.Join(err, f.Close())
 	if err == nil {
 		err = os.Rename(f.Name(), name)
 	}
@@ -98,42 +99,71 @@ func writeFile(name string, data []byte) error {
 	return syncDir(dir)
 }
 
-// makeDir makes the directory name with the files that fill writes, as a whole. It fails with fs.ErrExist if
+// makeDir makes the directory name with the files that fill puts there, as a whole. It fails with fs.ErrExist if
 // there is one already that is not empty.
-func makeDir(name string, fill func(tmp string) error) (err error) {
+func makeDir(name string, fill func(put func(name string, data []byte) error) error) (err error) {
 	parent := filepath.Dir(name)
-	tmp, err := os.MkdirTemp(parent, ".new-*") // mode 0700
+	// The parent may belong to somebody whom root must not trust: what is opened inside stays inside.
+	root, err := os.OpenRoot(parent)
 	if err != nil {
+		return err
+	}
+	defer root.Close()
+	tmp := ".new-" + rand.Text()
+	if err := root.Mkdir(tmp, dirMode); err != nil {
 		return err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, os.RemoveAll(tmp))
+			err = errors.Join(err, root.RemoveAll(tmp))
 		}
 	}()
-	if err := fill(tmp); err != nil {
-		return err
-	}
-	entries, err := os.ReadDir(tmp)
+	inside, err := root.OpenRoot(tmp)
 	if err != nil {
 		return err
 	}
-	for _, e := range entries {
-		if err := giveToOwner(parent, filepath.Join(tmp, e.Name())); err != nil {
+	defer inside.Close()
+	put := func(name string, data []byte) error {
+		f, err := inside.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, fileMode)
+		if err != nil {
 			return err
 		}
+		_, err = f.Write(data)
+		if err == nil {
+			err = f.Sync()
+		}
+		if err == nil {
+			err = giveToOwner(parent, f)
+		}
+		return errors.Join(err, f.Close())
 	}
-	if err := giveToOwner(parent, tmp); err != nil {
+	if err := fill(put); err != nil {
+		return err
+	}
+	if err := giveDir(parent, inside); err != nil {
 		return err
 	}
 	// Renaming onto a directory succeeds only if that one is empty. Systems disagree about the error.
-	if err := os.Rename(tmp, name); err != nil {
+	if err := root.Rename(tmp, filepath.Base(name)); err != nil {
 		if occupied(name) {
 			return fmt.Errorf("%s: %w", name, fs.ErrExist)
 		}
 		return err
 	}
 	return syncDir(parent)
+}
+
+// giveDir makes a directory's content last, and gives it to the owner of its parent.
+func giveDir(parent string, dir *os.Root) error {
+	d, err := dir.Open(".")
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := d.Sync(); err != nil && runtime.GOOS != "windows" {
+		return err
+	}
+	return giveToOwner(parent, d)
 }
 
 // occupied tells whether name exists and is anything but an empty directory.
@@ -143,8 +173,9 @@ func occupied(name string) bool {
 }
 
 // giveToOwner gives what root made in somebody's directory to that somebody: the command that makes
-// tokens may run as root while the controller does not.
-func giveToOwner(dir, name string) error {
+// tokens may run as root while the controller does not. It takes an open file, since by its name that somebody could
+// have put another in its place.
+func giveToOwner(dir string, f *os.File) error {
 	if os.Geteuid() != 0 {
 		return nil
 	}
@@ -156,7 +187,7 @@ func giveToOwner(dir, name string) error {
 	if !ok || uid == 0 {
 		return nil
 	}
-	return os.Lchown(name, uid, gid)
+	return f.Chown(uid, gid)
 }
 
 // syncDir makes a rename last through a loss of power, where the system can.

@@ -78,11 +78,11 @@ func join(ctx context.Context, t Token, dir string, o JoinOptions) (*Credentials
 	if err != nil {
 		return nil, err
 	}
-	err = makeDir(dir, func(tmp string) error {
-		if err := writeFile(filepath.Join(tmp, fileKey), keyPEM); err != nil {
+	err = makeDir(dir, func(put func(string, []byte) error) error {
+		if err := put(fileKey, keyPEM); err != nil {
 			return err
 		}
-		if err := writeFile(filepath.Join(tmp, fileController), []byte(t.Controller+"\n")); err != nil {
+		if err := put(fileController, []byte(t.Controller+"\n")); err != nil {
 			return err
 		}
 		a, err := ask(ctx, t, csr, o)
@@ -100,10 +100,10 @@ func join(ctx context.Context, t Token, dir string, o JoinOptions) (*Credentials
 		if who != t.Identity {
 			return fmt.Errorf("the certificate is for %v: %w", who, ErrName)
 		}
-		if err := writeFile(filepath.Join(tmp, fileRoots), encodePEM("CERTIFICATE", a.Roots...)); err != nil {
+		if err := put(fileRoots, encodePEM("CERTIFICATE", a.Roots...)); err != nil {
 			return err
 		}
-		return writeFile(filepath.Join(tmp, fileCert), encodePEM("CERTIFICATE", a.Certificate))
+		return put(fileCert, encodePEM("CERTIFICATE", a.Certificate))
 	})
 	if errors.Is(err, fs.ErrExist) {
 		return nil, fmt.Errorf("%w: %w", ErrEnrolled, err)
