@@ -6,7 +6,8 @@
 //
 //	go run ./internal/benchanycast [-rounds N] [-seconds D] [-only REGEXP]
 //
-// Every line of every traceroute is compared with what the lab is known to be: a star, a hop that is missing or an answer
+// Every line of every traceroute is compared with what the lab is known to be, and the answers that were shown are counted against
+// those that reached the sites: a hop that is missing, an answer that became a star, or an answer
 // booked at the wrong site counts. Rates include everything: the lab's routers, the fleet and the client share the
 // processors, and the table says what each of them used. It exits with 1 if a goal is missed.
 //

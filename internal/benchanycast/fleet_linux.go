@@ -310,6 +310,43 @@ func peakOf(pid int) (m memory, err error) {
 	return m, nil
 }
 
+// heard is how many ICMP errors the kernels of the sites have got so far, whoever sent for them: what did not get so far was
+// lost in the lab, and is no answer that anybody missed.
+func (f *fleet) heard() (n int, err error) {
+	const name = "/proc/thread-self/net/snmp"
+	for _, site := range sites {
+		var data []byte
+		if err := f.lab.Host(site).Do(func() (err error) {
+			data, err = os.ReadFile(name)
+			return err
+		}); err != nil {
+			return 0, err
+		}
+		var keys []string
+		for line := range strings.Lines(string(data)) {
+			fields := strings.Fields(line)
+			if len(fields) == 0 || fields[0] != "Icmp:" {
+				continue
+			}
+			if keys == nil { // the names come before the values
+				keys = fields
+				continue
+			}
+			for i, value := range fields[:min(len(fields), len(keys))] {
+				if keys[i] != "InTimeExcds" && keys[i] != "InDestUnreachs" {
+					continue
+				}
+				count, err := strconv.Atoi(value)
+				if err != nil {
+					return 0, fmt.Errorf("%s: %w", name, err)
+				}
+				n += count
+			}
+		}
+	}
+	return n, nil
+}
+
 // truth is what every traceroute in the lab has to find: the routers and where they are heard, from hop 1.
 type truth []hop
 

@@ -22,6 +22,7 @@ type tally struct {
 	rates                                []float64
 	latencies                            []time.Duration
 	asked, failed, stars, wrong, untimed int
+	answered, heard                      int // probes, as the client was told, and as the sites' kernels know
 	use                                  usage
 	controller, agent                    memory
 }
@@ -39,6 +40,10 @@ func (b *bench) ask(ctx context.Context, f *fleet, t *tally, found truth, atOnce
 	if err != nil {
 		return err
 	}
+	heard, err := f.heard()
+	if err != nil {
+		return err
+	}
 	o, err := b.on(ctx, f, "ask", append([]string{
 		"-command", "volta a " + labnet.Target4.String(), "-truth", string(text), "-at-once", strconv.Itoa(atOnce),
 	}, args...)...)
@@ -49,6 +54,12 @@ func (b *bench) ask(ctx context.Context, f *fleet, t *tally, found truth, atOnce
 	if err != nil {
 		return err
 	}
+	now, err := f.heard()
+	if err != nil {
+		return err
+	}
+	t.heard += now - heard
+	t.answered += o.Requests*len(found)*queries - o.Stars
 	use := after.since(before)
 	use.cpu["client"] = o.CPU
 	if t.use.cpu == nil {
@@ -69,11 +80,18 @@ func (b *bench) ask(ctx context.Context, f *fleet, t *tally, found truth, atOnce
 	return nil
 }
 
+// missed is how many answers came to a site and not to the client.
+func (t *tally) missed() int { return t.heard - t.answered }
+
 // right tells whether every request was answered, and rightly.
-func (t *tally) right() bool { return t.failed == 0 && t.stars == 0 && t.wrong == 0 }
+func (t *tally) right() bool { return t.failed == 0 && t.missed() == 0 && t.wrong == 0 }
 
 func (t *tally) errors() string {
-	return fmt.Sprintf("%d of %d failed, %d stars, %d wrong lines", t.failed, t.asked, t.stars, t.wrong)
+	s := fmt.Sprintf("%d of %d failed, %d of %d answers missed, %d wrong lines", t.failed, t.asked, t.missed(), t.heard, t.wrong)
+	if t.stars > t.missed() {
+		s += fmt.Sprintf("; the lab lost %d", t.stars-t.missed())
+	}
+	return s
 }
 
 func (t *tally) shares() string { return t.use.shares(float64(t.asked), "traceroute") }
@@ -112,7 +130,7 @@ func (b *bench) requests(ctx context.Context) error {
 		} else {
 			b.add("requests", name, rate)
 		}
-		b.judge("requests", name+": lost, or stars that were answered", t.errors(), "none", t.right())
+		b.judge("requests", name+": lost requests, and answers shown as stars", t.errors(), "none", t.right())
 		b.add("requests", name+": processor", t.shares())
 	}
 	b.judge("requests", "memory at 1000 at once, controller", all.controller.String(), "< 64 MB", all.controller.own < 64<<20)
