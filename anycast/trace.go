@@ -246,10 +246,15 @@ func dstPort(d *Definition) uint16 {
 	return 0
 }
 
+// traceWindow is how many hops wait for answers at once. The orders of the next ones take a while to the site, by when a
+// target behind few hops has answered: a large window would flood it.
+const traceWindow = 6
+
 func (p *tracing) path(ctx context.Context, c *recorder, res *TraceResult) error {
 	o := p.def.Trace
 	opts := trace.Options{
 		FirstHop: o.FirstHop, MaxHops: o.MaxHops, Queries: p.def.Attempts, Timeout: p.def.Timeout, GapLimit: o.GapLimit,
+		Window: traceWindow,
 	}
 	if o.Method == MethodClassic {
 		opts.Method = trace.Classic
@@ -312,7 +317,7 @@ func (t *TraceResult) Graph() *trace.Graph {
 		})
 	}
 	g := path.Graph()
-	g.Confidence = t.Confidence
+	g.Confidence, g.Source = t.Confidence, t.Site
 	if t.Method == MethodMultipath {
 		t.link(g)
 	}

@@ -4,6 +4,7 @@
 package trace
 
 import (
+	"cmp"
 	"fmt"
 	"html"
 	"io"
@@ -87,7 +88,7 @@ func (g *Graph) Draw(w io.Writer, format Format, about func(netip.Addr) Annotati
 func (g *Graph) label(n *Node, about func(netip.Addr) Annotation) []string {
 	switch n.Kind {
 	case SourceNode:
-		return []string{"source"}
+		return []string{cmp.Or(g.Source, "source")}
 	case SilentNode:
 		return []string{"*", "no answer"}
 	case RouterNode, TargetNode, RefuseNode:

@@ -19,6 +19,8 @@ type Graph struct {
 	// Target and Protocol are those of the probes.
 	Target   netip.Addr
 	Protocol probe.Protocol
+	// Source is what pictures call the first node: "source" if it is empty.
+	Source string
 	// Nodes are sorted by distance, then by address, the silent one last. The first is the source.
 	Nodes []Node
 	// Edges are sorted by From, then by To.

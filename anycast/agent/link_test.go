@@ -344,7 +344,7 @@ func TestHello(t *testing.T) {
 	}{
 		{"given", shared[:], []netip.Addr{other, own[1]}, shared[:], []netip.Addr{other, own[1]}},
 		{"by routes", shared[:], []netip.Addr{}, shared[:], own[:]},
-		{"one version", shared[:1], []netip.Addr{other}, []netip.Addr{shared[0], own[1]}, []netip.Addr{other}},
+		{"one version", shared[:1], []netip.Addr{other}, shared[:1], []netip.Addr{other, own[1]}},
 		{"none", []netip.Addr{}, nil, own[:], nil},
 	} {
 		t.Run(test.name, func(t *testing.T) {

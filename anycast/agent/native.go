@@ -88,9 +88,12 @@ func (l *link) hello() (*measurepb.Hello, error) {
 		}
 		l.plane.findSources()
 		anycast := slices.Clone(l.plane.anycast)
-		for v := range l.plane.routed {
-			if a := l.plane.defaultSource(v); a.IsValid() && !slices.Contains(anycast, a) {
-				anycast = append(anycast, a)
+		// Whoever names addresses names them all: what routing prefers in the other IP version would be this host's own.
+		if len(anycast) == 0 {
+			for v := range l.plane.routed {
+				if a := l.plane.defaultSource(v); a.IsValid() && !slices.Contains(anycast, a) {
+					anycast = append(anycast, a)
+				}
 			}
 		}
 		for _, a := range anycast {

@@ -77,7 +77,7 @@ type Options struct {
 	ID string
 	// Links are the controllers. None of them knows of the others.
 	Links []Link
-	// Anycast are the shared addresses to send from, first the default of each IP version. Where there is none of a version, it
+	// Anycast are the shared addresses to send from, first the default of each IP version. Where there are none at all, it
 	// is the source that the host's default route prefers.
 	Anycast []netip.Addr
 	// Unicast are the site's own addresses, first the default of each IP version. Where there is none of a version, it is the one

@@ -421,6 +421,9 @@ The exit code is 0 if the host was reached, 1 if not.`,
 			}
 			topt.Confidence = confidence / 100
 			o.def.Sites, o.def.Trace = args[:1], &topt
+			if o.def.Name == "" {
+				o.def.Name = args[0] + " to " + args[1]
+			}
 			if look.graph != "" {
 				if _, err := trace.FormatOf(look.graph); err != nil {
 					return usagef("--graph %s: want a name that ends in .svg, .dot or .mmd", look.graph)
