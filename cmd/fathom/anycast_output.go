@@ -584,7 +584,7 @@ func (v *anycastTraceView) print(t *anycast.TraceResult) error {
 	table.print(fmt.Sprintf("from %s (%s) to %s: %s, %s, at most %s", t.Site, addrOr(t.Source, "?"), name, t.Protocol, t.Method, count(t.MaxHops, "hop")))
 	table.row("HOP", "HOST", "AS", pad("HEARD AT", heardWidth)+fmt.Sprintf("%*s", traceRTTWidth, "RTT ms"))
 	for ttl, replies := range byHop(t.Replies) {
-		v.hop(table, ttl, replies)
+		v.hop(table, ttl, t.TOS, replies)
 	}
 	graph := t.Graph()
 	last := 0
@@ -625,7 +625,7 @@ type heard struct {
 }
 
 // hop prints a line for each router and site of a hop.
-func (v *anycastTraceView) hop(table *traceTable, ttl int, replies []anycast.Reply) {
+func (v *anycastTraceView) hop(table *traceTable, ttl int, tos uint8, replies []anycast.Reply) {
 	var order []heard
 	times := map[heard][]string{}
 	notes := map[heard][]string{}
@@ -641,10 +641,14 @@ func (v *anycastTraceView) hop(table *traceTable, ttl int, replies []anycast.Rep
 			order = append(order, h)
 		}
 		times[h] = append(times[h], rttText(r))
-		for _, note := range replyNotes(&probe.Result{
+		said := replyNotes(&probe.Result{
 			Status: r.Status, HasICMP: r.HasICMP, ICMPType: r.ICMPType, ICMPCode: r.ICMPCode, QuotedTTL: r.QuotedTTL, MTU: r.MTU, MPLS: r.MPLS,
 			Responder: r.Responder,
-		}) {
+		})
+		if r.HasICMP && r.QuotedTTL > 0 && r.QuotedTOS != tos { // somebody on the way changed DSCP or ECN
+			said = append(said, fmt.Sprintf("tos %#02x", r.QuotedTOS))
+		}
+		for _, note := range said {
 			if !slices.Contains(notes[h], note) {
 				notes[h] = append(notes[h], note)
 			}

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -124,6 +125,8 @@ The exit code is 0 if the host was reached, 1 if not.`,
 // check refuses what cannot work.
 func (o *traceOptions) check() error {
 	switch {
+	case strings.HasPrefix(o.via, "agent:"):
+		return usagef("--via %s: that is `fathom anycast trace %s HOST`", o.via, strings.TrimPrefix(o.via, "agent:"))
 	case o.via != "local":
 		return usagef("--via %s: not available in this version; there is: %s", o.via, traceVias)
 	case o.request.Flow == 0:
