@@ -81,15 +81,7 @@ func writeFile(name string, data []byte) error {
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err == nil {
-		err = giveToOwner(dir, f)
-	}
-	err = errors.Join(err, f.Close())
-	if err == nil {
+	if err = fillFile(f, data, dir); err == nil {
 		err = os.Rename(f.Name(), name)
 	}
 	if err != nil {
@@ -97,6 +89,18 @@ func writeFile(name string, data []byte) error {
 		return err
 	}
 	return syncDir(dir)
+}
+
+// fillFile writes a new file, gives it to the owner of a directory, and closes it.
+func fillFile(f *os.File, data []byte, dir string) error {
+	_, err := f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err == nil {
+		err = giveToOwner(dir, f)
+	}
+	return errors.Join(err, f.Close())
 }
 
 // makeDir makes the directory name with the files that fill puts there, as a whole. It fails with fs.ErrExist if
@@ -128,14 +132,7 @@ func makeDir(name string, fill func(put func(name string, data []byte) error) er
 		if err != nil {
 			return err
 		}
-		_, err = f.Write(data)
-		if err == nil {
-			err = f.Sync()
-		}
-		if err == nil {
-			err = giveToOwner(parent, f)
-		}
-		return errors.Join(err, f.Close())
+		return fillFile(f, data, parent)
 	}
 	if err := fill(put); err != nil {
 		return err
