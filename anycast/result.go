@@ -195,7 +195,8 @@ type Summary struct {
 	// Sites is how many targets each site catches; Weight the same in the user's query counts.
 	Sites  map[string]int     `json:"sites,omitempty"`
 	Weight map[string]float64 `json:"weight,omitempty"`
-	// Converged is how long the catchments of a watch took to settle after the first move.
+	// Converged is how long the catchments of a watch took to settle after the first move, at least 1 ns; it is 0 if
+	// nothing moved, or if they were still moving at the end. Moved counts its moves, or the targets that flip.
 	Converged time.Duration `json:"converged_ns,omitempty"`
 	Moved     int           `json:"moved,omitempty"`
 	// Notes are what the user should know, such as a site that was lost on the way.

@@ -407,8 +407,9 @@ func (p *watch) finish() error {
 		return err
 	}
 	first := p.waves[0]
-	sum.Converged = first.last.Sub(first.first)
+	sum.Converged = max(first.last.Sub(first.first), 1)
 	if len(p.waves) == 1 && end.Add(-p.r.def.Timeout).Sub(first.last) < p.r.def.Watch.Settle {
+		sum.Converged = 0
 		p.r.note("catchments were still moving at the end")
 	}
 	for _, w := range p.waves[1:] {

@@ -522,10 +522,12 @@ func (v *watchView) ended(*anycast.Measurement) error {
 		switch {
 		case s.Moved == 0:
 			fmt.Fprintln(v.app.stdout, "nothing moved")
+		case s.Moved == 1 && s.Converged > 0:
+			fmt.Fprintln(v.app.stdout, "1 move; settled with it")
 		case s.Converged > 0:
-			fmt.Fprintf(v.app.stdout, "%s moved; settled %v after the first\n", count(s.Moved, "target"), s.Converged.Round(time.Millisecond))
+			fmt.Fprintf(v.app.stdout, "%s; settled %v after the first\n", count(s.Moved, "move"), s.Converged.Round(time.Millisecond))
 		default:
-			fmt.Fprintf(v.app.stdout, "%s moved; not settled at the end\n", count(s.Moved, "target"))
+			fmt.Fprintf(v.app.stdout, "%s; not settled at the end\n", count(s.Moved, "move"))
 		}
 	}
 	v.closing()
