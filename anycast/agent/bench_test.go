@@ -179,7 +179,7 @@ func BenchmarkPlane(b *testing.B) {
 			b.ReportAllocs()
 			b.ResetTimer()
 			for done := 0; done < b.N; {
-				if len(p.express.ring) == 0 {
+				if p.express.n == 0 {
 					p.sends(b, v, maxOrder, 0)
 				}
 				p.host.rx[v].left = rawio.BatchSize

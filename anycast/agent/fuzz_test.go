@@ -94,7 +94,7 @@ func FuzzOrders(f *testing.F) {
 				b.turn()
 			}
 			b.closeSession(b.link, s.GetSession(), 0)
-			if b.link.queued != 0 || len(b.express.ring)+len(b.paced) != 0 {
+			if b.link.queued != 0 || b.express.n+len(b.paced) != 0 {
 				t.Fatalf("%d bytes of orders are left", b.link.queued)
 			}
 			it, ok := b.link.spool.next()

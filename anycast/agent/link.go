@@ -38,7 +38,8 @@ type link struct {
 
 	// These belong to the plane.
 	sessions int
-	queued   int // memory of orders, in bytes
+	queued   int      // memory of orders, in bytes
+	express  []*order // without a rate; the next one is the last
 	forwards bool
 	expected rawio.PortRange // the ports that the controller announced; zero for none
 	dirty    bool            // the spool has answers that the writer was not told of

@@ -125,27 +125,57 @@ func (o *order) fail(err error) {
 	}
 }
 
-// express is the orders without a rate, which take turns: a few probes each, so that a short one is not held up by
-// a long one. A new order is next.
+// express is the orders without a rate. Their controllers take turns, so that none keeps another from sending; and so do the
+// orders of each: a few probes each, so that a short one is not held up by a long one. A new order is its controller's next.
 type express struct {
-	ring []*order // the next one is the last
+	links []*link // that have orders; the first one is next
+	n     int     // orders
 }
 
-func (q *express) put(o *order) { q.ring = append(q.ring, o) }
+// put adds an order before the others of its link.
+func (q *express) put(o *order) {
+	q.await(o.link)
+	o.link.express = append(o.link.express, o)
+	q.n++
+}
 
+// back adds an order behind the others of its link.
+func (q *express) back(o *order) {
+	q.await(o.link)
+	o.link.express = slices.Insert(o.link.express, 0, o)
+	q.n++
+}
+
+// await has a link's turn come when it is about to get its first order.
+func (q *express) await(l *link) {
+	if len(l.express) == 0 {
+		q.links = append(q.links, l)
+	}
+}
+
+// take removes the next order.
 func (q *express) take() *order {
-	n := len(q.ring) - 1
-	o := q.ring[n]
-	q.ring[n] = nil
-	q.ring = q.ring[:n]
+	l := q.links[0]
+	q.links = slices.Delete(q.links, 0, 1)
+	n := len(l.express) - 1
+	o := l.express[n]
+	l.express[n] = nil
+	l.express = l.express[:n]
+	if n > 0 {
+		q.links = append(q.links, l)
+	}
+	q.n--
 	return o
 }
 
-// back puts an order behind all others.
-func (q *express) back(o *order) {
-	q.ring = append(q.ring, nil)
-	copy(q.ring[1:], q.ring)
-	q.ring[0] = o
+// drop removes orders.
+func (q *express) drop(which func(*order) bool) {
+	q.n = 0
+	q.links = slices.DeleteFunc(q.links, func(l *link) bool {
+		l.express = slices.DeleteFunc(l.express, which)
+		q.n += len(l.express)
+		return len(l.express) == 0
+	})
 }
 
 // paced is the orders with a rate, a heap by when their next probe may be sent.

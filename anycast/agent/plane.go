@@ -309,11 +309,11 @@ func (p *plane) untilNext() time.Duration {
 		return 0
 	}
 	d := int64(maxWait)
-	if p.senders[0].n+p.senders[1].n > 0 || len(p.express.ring) > 0 || len(p.paced) > 0 {
+	if p.senders[0].n+p.senders[1].n > 0 || p.express.n > 0 || len(p.paced) > 0 {
 		at := p.hold - p.now
 		switch {
 		case p.senders[0].n+p.senders[1].n > 0: // held up
-		case len(p.express.ring) > 0:
+		case p.express.n > 0:
 			at = max(at, int64(p.limit.wait()))
 		default:
 			// Above some rate probes go in small batches, since to sleep costs as much as several of them.
@@ -380,7 +380,7 @@ func (p *plane) look() {
 // publish shows the counters to others.
 func (p *plane) publish() {
 	p.counters.sessions = len(p.sessions)
-	p.counters.orders = len(p.express.ring) + len(p.paced)
+	p.counters.orders = p.express.n + len(p.paced)
 	p.mu.Lock()
 	p.published = p.counters
 	p.mu.Unlock()

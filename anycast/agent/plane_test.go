@@ -355,3 +355,41 @@ func TestOptions(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// TestControllersTakeTurns has a controller give new orders all the time. Another one's must not wait for them to end.
+func TestControllersTakeTurns(t *testing.T) {
+	var q express
+	many, one := new(link), new(link)
+	long := &order{link: one}
+	q.put(long)
+	turns := 0
+	for range 100 {
+		q.put(&order{link: many})
+		q.put(&order{link: many})
+		if o := q.take(); o == long {
+			turns++
+			q.back(o)
+		}
+	}
+	if turns != 50 {
+		t.Errorf("%d of 100 turns, want 50", turns)
+	}
+	q.drop(func(o *order) bool { return o.link == many })
+	if q.n != 1 || len(q.links) != 1 || q.take() != long || q.n != 0 || len(q.links) != 0 {
+		t.Errorf("left: %+v", q)
+	}
+	// The orders of one controller take turns, and a new one is next.
+	a, b, c := &order{link: one}, &order{link: one}, &order{link: one}
+	q.put(a)
+	q.put(b)
+	for _, want := range []*order{b, a, b, a} {
+		got := q.take()
+		if got != want {
+			t.Fatal("orders do not take turns")
+		}
+		q.back(got)
+	}
+	if q.put(c); q.take() != c {
+		t.Error("a new order is not next")
+	}
+}

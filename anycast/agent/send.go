@@ -67,7 +67,7 @@ func (p *plane) transmit() bool {
 
 // drawExpress prepares at most room probes of the orders without a rate.
 func (p *plane) drawExpress(room int) (drawn int) {
-	for drawn < room && len(p.express.ring) > 0 {
+	for drawn < room && p.express.n > 0 {
 		o := p.express.take()
 		n := min(turn, room-drawn, o.n-o.next)
 		drawn += n

@@ -191,7 +191,7 @@ func (p *plane) dropOrders(s *session) {
 		ended = append(ended, o)
 		return true
 	}
-	p.express.ring = slices.DeleteFunc(p.express.ring, drop)
+	p.express.drop(drop)
 	p.paced = slices.DeleteFunc(p.paced, drop)
 	heap.Init(&p.paced)
 	for _, o := range ended {
