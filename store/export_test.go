@@ -9,6 +9,9 @@ import (
 	"path/filepath"
 )
 
+// SetDeleteStep sets how many results are deleted at once.
+func SetDeleteStep(n int) { deleteStep = n }
+
 // MakeVersion makes a file of a version.
 func MakeVersion(dir string, version int) error {
 	db, err := sql.Open("sqlite", dsn(filepath.Join(dir, FileName)))

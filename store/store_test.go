@@ -424,6 +424,42 @@ func TestSizeRetention(t *testing.T) {
 	})
 }
 
+// TestWriteWhileDeleting: what takes long to delete keeps nobody from writing.
+func TestWriteWhileDeleting(t *testing.T) {
+	store.SetDeleteStep(20)
+	defer store.SetDeleteStep(50_000)
+	s := open(t, t.TempDir(), store.Options{Sweep: time.Hour})
+	begin(t, s, measurement("a", anycast.KindCatchment, start))
+	begin(t, s, measurement("b", anycast.KindCatchment, start))
+	const many = 10000
+	appendAll(t, s, "a", slab(0, many)...)
+	if err := s.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	deleted := make(chan error, 1)
+	go func() { deleted <- s.Delete(t.Context(), "a") }()
+	for n := 0; ; n++ {
+		select {
+		case err := <-deleted:
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n < 10 {
+				t.Errorf("%d results were written meanwhile", n)
+			}
+			if _, got := results(t, s, anycast.Query{}); len(got) != n {
+				t.Errorf("%d results are left, want %d", len(got), n)
+			}
+			return
+		default:
+		}
+		appendAll(t, s, "b", slab(n, 1)...)
+		if err := s.Flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestBadFiles(t *testing.T) {
 	t.Run("not a store", func(t *testing.T) {
 		dir := t.TempDir()

@@ -475,9 +475,10 @@ func (s *Store) Delete(ctx context.Context, id string) error {
 	return s.deleteLocked(ctx, id)
 }
 
-// deleteStep is how many results are deleted in one transaction, so that writers need not wait for long.
-const deleteStep = 50_000
+// deleteStep is how many results are deleted in one transaction, so that writers need not wait for long. A variable for tests.
+var deleteStep = 50_000
 
+// deleteLocked lets others have the disk between its steps.
 func (s *Store) deleteLocked(ctx context.Context, id string) error {
 	number, err := s.number(ctx, id)
 	if err != nil {
@@ -498,14 +499,18 @@ func (s *Store) deleteLocked(ctx context.Context, id string) error {
 			if _, err := s.write.ExecContext(ctx, "DELETE FROM "+table+" WHERE m = ? AND seq <= ?", number, last.Int64); err != nil {
 				return explain(what, err)
 			}
+			s.disk.Unlock()
+			s.disk.Lock()
 		}
 	}
 	err = s.transact(ctx, what, func(tx *sql.Tx) error {
-		if _, err := tx.ExecContext(ctx, "DELETE FROM target WHERE m = ?", number); err != nil {
-			return err
+		// Of results only what came meanwhile.
+		for _, table := range []string{"catch", "result", "target", "measurement"} {
+			if _, err := tx.ExecContext(ctx, "DELETE FROM "+table+" WHERE m = ?", number); err != nil {
+				return err
+			}
 		}
-		_, err := tx.ExecContext(ctx, "DELETE FROM measurement WHERE m = ?", number)
-		return err
+		return nil
 	})
 	if err != nil {
 		return err
