@@ -405,7 +405,7 @@ func (v *flippingView) ended(m *anycast.Measurement) error {
 	noPaths := o != nil && o.NoPaths
 	w := tabwriter.NewWriter(v.app.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "TARGET\tSITES\tCHANGES WITH\tSPREAD ms\tPATHS PART")
-	for _, f := range v.flips {
+	for _, f := range v.flips[:min(len(v.flips), mostRows)] {
 		var sites, with []string
 		for _, s := range siteNames(f.Seen) {
 			sites = append(sites, fmt.Sprintf("%s %d", s, f.Seen[s]))
@@ -434,6 +434,9 @@ func (v *flippingView) ended(m *anycast.Measurement) error {
 	}
 	if len(v.flips) == 0 {
 		fmt.Fprintln(v.app.stdout, "no target reached more than one site")
+	}
+	if n := len(v.flips) - mostRows; n > 0 {
+		fmt.Fprintf(v.app.stdout, "and %d more; --json has all\n", n)
 	}
 	v.closing()
 	return nil
