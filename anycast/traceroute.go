@@ -41,6 +41,9 @@ type TracerouteConf struct {
 	// Window is how many hops may wait for answers at once: 8 unless set. No more than that see probes that need not
 	// have been sent.
 	Window int
+	// Expected is how long the path was found to be before, in hops; 0 if that is not known. So many are probed at
+	// once at first, and the traceroute is over after one batch if nothing has changed.
+	Expected int
 	// HopTimeout is how long an answer is waited for, from when its probe was reported as sent: 1 s unless set.
 	HopTimeout time.Duration
 }
@@ -228,7 +231,11 @@ func (t *Traceroute) nextLocked(now time.Time) (Batch, bool) {
 			}
 		}
 	}
-	last := min(done+t.conf.Window-open, t.last)
+	window := t.conf.Window
+	if done == 0 {
+		window = max(window, t.conf.Expected)
+	}
+	last := min(done+window-open, t.last)
 	if last <= done || open > t.conf.Window/2 {
 		return Batch{}, false
 	}

@@ -81,6 +81,26 @@ func TestTraceroute(t *testing.T) {
 	}
 }
 
+// TestTracerouteExpected repeats a traceroute with what the first one found, and with what is not so any more.
+func TestTracerouteExpected(t *testing.T) {
+	_, first, _, err := traceroute(t, anycast.TracerouteConf{}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for expected, most := range map[int]int{12: 12, 5: 12 + 7, 15: 15} {
+		r, took, sent, err := traceroute(t, anycast.TracerouteConf{Expected: expected}, nil)
+		if err != nil || len(r.Hops) != 12 || !r.Reached {
+			t.Fatalf("expected %d: %+v, %v", expected, r, err)
+		}
+		if sent > most*3 {
+			t.Errorf("expected %d: %d probes sent, want at most %d", expected, sent, most*3)
+		}
+		if expected >= 12 && took >= first {
+			t.Errorf("expected %d: took %v, want less than the %v without", expected, took, first)
+		}
+	}
+}
+
 func TestTracerouteStars(t *testing.T) {
 	r, took, _, err := traceroute(t, anycast.TracerouteConf{}, func(_ *fleettest.Fleet, hops []fleettest.Hop) {
 		hops[2].Silent, hops[9].Silent = true, true

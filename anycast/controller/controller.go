@@ -93,6 +93,7 @@ type Controller struct {
 	names    *volta.Resolver
 	resolver *net.Resolver
 	requests *admission
+	lengths  lengths
 	metrics  *metrics
 	server   *grpc.Server
 

@@ -111,8 +111,10 @@ func (c *Controller) keyedTraceroute(ctx context.Context, cmd volta.Command, tar
 		if cmd.ICMP {
 			probes.Kind = stateless.ICMP
 		}
+		path := pathKey{cmd.Source, target}
 		t, err := anycast.NewTraceroute(anycast.TracerouteConf{
 			Fleet: c.fleet, Site: cmd.Source, Target: target, Probes: probes, MaxTTL: cmd.MaxTTL, Queries: cmd.Queries,
+			Expected: c.lengths.get(path),
 		})
 		if err != nil {
 			return nil, err
@@ -127,6 +129,9 @@ func (c *Controller) keyedTraceroute(ctx context.Context, cmd volta.Command, tar
 			return nil, volta.ErrNoBlock
 		case err != nil:
 			return nil, err
+		}
+		if found.Reached {
+			c.lengths.set(path, len(found.Hops))
 		}
 	}
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.DeadlineExceeded) {
