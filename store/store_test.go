@@ -424,6 +424,28 @@ func TestSizeRetention(t *testing.T) {
 	})
 }
 
+// TestUnwritable gives a result that cannot be encoded among others.
+func TestUnwritable(t *testing.T) {
+	s := open(t, t.TempDir(), store.Options{Sweep: time.Hour})
+	begin(t, s, measurement("a", anycast.KindVolta, start))
+	begin(t, s, measurement("b", anycast.KindCatchment, start))
+	appendAll(t, s, "b", slab(0, 10)...)
+	appendAll(t, s, "a", &anycast.TextResult{Code: 200, Text: "\xff"})
+	appendAll(t, s, "b", slab(10, 10)...)
+	if err := s.Flush(t.Context()); err == nil {
+		t.Error("nobody was told")
+	}
+	if err := s.Append(t.Context(), "b", nil); err != nil {
+		t.Errorf("another measurement's owner was told: %v", err)
+	}
+	if err := s.Append(t.Context(), "a", nil); err == nil || !strings.Contains(err.Error(), "of a:") {
+		t.Errorf("its owner was told %v", err)
+	}
+	if _, got := results(t, s, anycast.Query{}); len(got) != 20 {
+		t.Errorf("%d results are left, want 20", len(got))
+	}
+}
+
 // TestWriteWhileDeleting: what takes long to delete keeps nobody from writing.
 func TestWriteWhileDeleting(t *testing.T) {
 	store.SetDeleteStep(20)

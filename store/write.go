@@ -211,15 +211,20 @@ func (s *Store) flushLocked(ctx context.Context) error {
 			if first == nil {
 				first = err
 			}
-			s.mu.Lock()
 			for _, r := range rows[:n] {
-				s.failed[r.id] = fmt.Errorf("keep results of %s: %w", r.id, err)
+				s.fail(r.id, err)
 			}
-			s.mu.Unlock()
 		}
 		rows = rows[n:]
 	}
 	return first
+}
+
+// fail notes that results of a measurement were not kept.
+func (s *Store) fail(id string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.failed[id] = fmt.Errorf("keep results of %s: %w", id, err)
 }
 
 // writeBatch writes rows in one transaction.
@@ -268,14 +273,20 @@ func (s *Store) writeBatch(ctx context.Context, rows []row) error {
 			if err != nil {
 				return err
 			}
-			seq++
 			c, ok := r.r.(*anycast.Catch)
 			if !ok {
-				if err := insertResult(ctx, tx, m, seq, r.r); err != nil {
+				body, err := proto.Marshal(measurepb.FromResult(r.r))
+				if err != nil { // of text that is none: no reason to lose those of others
+					s.fail(r.id, err)
+					continue
+				}
+				seq++
+				if err := insertResult(ctx, tx, m, seq, r.r, body); err != nil {
 					return err
 				}
 				continue
 			}
+			seq++
 			sender, err := site(c.Sender)
 			if err != nil {
 				return err
@@ -342,13 +353,10 @@ var catchStatements = func() (statements [insertRows + 1]string) {
 
 func insertCatches(n int) string { return catchStatements[n] }
 
-func insertResult(ctx context.Context, tx *sql.Tx, m, seq int64, r anycast.Result) error {
+// insertResult writes a result whose encoding is body.
+func insertResult(ctx context.Context, tx *sql.Tx, m, seq int64, r anycast.Result, body []byte) error {
 	target, at, sites := about(r)
-	body, err := proto.Marshal(measurepb.FromResult(r))
-	if err != nil {
-		return err
-	}
-	_, err = tx.ExecContext(ctx, "INSERT INTO result VALUES (?, ?, ?, ?, ?, ?)",
+	_, err := tx.ExecContext(ctx, "INSERT INTO result VALUES (?, ?, ?, ?, ?, ?)",
 		m, seq, optional(target.AsSlice()), measurepb.FromTime(at), joinSites(sites), body)
 	return err
 }
