@@ -141,7 +141,8 @@ type Stats struct {
 	Sent, Refused uint64
 	// Received counts packets that passed the kernel's filter, and the next five what became of them: answers to
 	// probes of open sessions, packets given to Voltadomar's controllers, packets with a session's port but
-	// not its proof, packets that concern nobody, and broken ones.
+	// not its proof, packets that concern nobody, and broken ones. A packet of the second kind that
+	// came before its session is one of the first, too.
 	Received, Recognised, Forwarded, Forged, Stray, Malformed uint64
 	// Overrun counts arrivals that found the kernel's receive queue full.
 	Overrun uint64

@@ -12,6 +12,8 @@ import (
 	"math"
 	"net"
 	"net/netip"
+	"slices"
+	"unicode/utf8"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -75,7 +77,7 @@ type Link struct {
 type Options struct {
 	// ID is the site's name, unique at each controller.
 	ID string
-	// Links are the controllers. None of them knows of the others.
+	// Links are the controllers, each with an address of its own. None of them knows of the others.
 	Links []Link
 	// Anycast are the shared addresses to send from, first the default of each IP version. Where there are none at all, it
 	// is the source that the host's default route prefers.
@@ -84,7 +86,8 @@ type Options struct {
 	// that the connection to the controller has, or the source that the host's default route prefers, if that is not
 	// an anycast one.
 	Unicast []netip.Addr
-	// Rate is how many probes per second are sent at most, for all controllers together; 0 is no limit.
+	// Rate is how many probes per second are sent at most, for all controllers together; 0 is no limit. The least is
+	// one in two hours.
 	Rate float64
 	// Spool is how many bytes of answers are kept for each controller until it has acknowledged them. Default 16 MiB, which is
 	// some 150,000 answers. What comes when it is full is dropped, and counted: the start of what was missed is
@@ -112,14 +115,19 @@ func (o *Options) check() error {
 	switch {
 	case o.ID == "" || len(o.ID) > maxID:
 		return fmt.Errorf("%w: id of %d bytes, want 1 to %d", ErrOptions, len(o.ID), maxID)
+	case !utf8.ValidString(o.ID):
+		return fmt.Errorf("%w: id %q is not UTF-8", ErrOptions, o.ID)
 	case len(o.Links) == 0:
 		return fmt.Errorf("%w: no controller", ErrOptions)
-	case o.Rate < 0 || math.IsNaN(o.Rate) || math.IsInf(o.Rate, 0):
+	case o.Rate < 0 || o.Rate > 0 && o.Rate < slowest || math.IsNaN(o.Rate) || math.IsInf(o.Rate, 0):
 		return fmt.Errorf("%w: rate %v", ErrOptions, o.Rate)
 	case o.Spool < 0:
 		return fmt.Errorf("%w: spool of %d bytes", ErrOptions, o.Spool)
 	}
-	for _, l := range o.Links {
+	for i, l := range o.Links {
+		if slices.ContainsFunc(o.Links[:i], func(before Link) bool { return before.Address == l.Address }) {
+			return fmt.Errorf("%w: controller %q twice", ErrOptions, l.Address)
+		}
 		if _, _, err := net.SplitHostPort(l.Address); err != nil {
 			return fmt.Errorf("%w: controller %q: want HOST:PORT", ErrOptions, l.Address)
 		}

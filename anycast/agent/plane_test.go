@@ -331,7 +331,10 @@ func TestOptions(t *testing.T) {
 	for name, o := range map[string]Options{
 		"no id":           {Links: oneLink},
 		"long id":         {ID: strings.Repeat("x", 256), Links: oneLink},
+		"id is no text":   {ID: "\xff", Links: oneLink},
 		"no controller":   {ID: "x"},
+		"twice":           {ID: "x", Links: []Link{{Address: "control.test:1"}, {Address: "other.test:1"}, {Address: "control.test:1"}}},
+		"slow":            {ID: "x", Links: oneLink, Rate: 1e-12},
 		"no port":         {ID: "x", Links: []Link{{Address: "control.test"}}},
 		"dialect":         {ID: "x", Links: []Link{{Address: "control.test:1", Dialect: 9}}},
 		"rate":            {ID: "x", Links: oneLink, Rate: math.NaN()},
