@@ -53,6 +53,7 @@ type plane struct {
 
 	// Receiving.
 	receivers  [6]receiver
+	sinceWait  int                               // turns
 	in         [2][rawio.BatchSize]rawio.Message // by IP version
 	whole6     [rawio.BatchSize][]byte           // around the buffers of in[1], with room for a header
 	answer     stateless.Answer
@@ -99,6 +100,7 @@ type receiver struct {
 	filter  func([]rawio.PortRange) []bpf.RawInstruction
 	ranges  []rawio.PortRange // that the filter passes
 	dropped uint32            // when last looked
+	busy    bool              // it had something when last looked at
 }
 
 const (
@@ -293,6 +295,7 @@ func (p *plane) run() error {
 		if err := p.host.Wait(p.untilNext()); err != nil {
 			return fmt.Errorf("wait for packets: %w", err)
 		}
+		p.sinceWait = 0
 	}
 }
 
