@@ -15,6 +15,12 @@ import (
 
 // TestMain also fails when some goroutine outlives the tests.
 func TestMain(m *testing.M) {
+	switch os.Getenv(dropVariable) {
+	case "drop":
+		os.Exit(dropAndRun())
+	case "show":
+		os.Exit(showPrivileges())
+	}
 	code := lab.Main(m)
 	if code == 0 {
 		if err := goleak.Find(); err != nil {
