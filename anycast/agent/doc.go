@@ -25,7 +25,8 @@
 //   - An answer that comes home before the session has been opened here, since other sites are nearer to the controller, is kept for
 //     two seconds and counts.
 //   - Probes leave from addresses of this host only, whatever a controller says, and go to hosts, not to groups.
-//   - Sending never keeps the receiver waiting: answers are read before each batch of at most 64 probes.
+//   - Sending never keeps the receiver waiting: answers are read before each batch of at most 64 probes, from sockets that had
+//     none before every eighth at least.
 //   - Departures are stamped by the kernel while they are few, else before the system call; arrivals always by the kernel.
 //
 // # Privileges
