@@ -77,7 +77,7 @@ func role(args []string) error {
 	case "trace":
 		o, err = traceRole(addr)
 	case "bare":
-		o, err = bareRole(addr, *seconds, *frames)
+		o, err = bareRole(addr, *protocol, *seconds, *frames)
 	default:
 		err = fmt.Errorf("unknown role %q", args[0])
 	}
@@ -305,10 +305,13 @@ func traceRole(target netip.Addr) (outcome, error) {
 	return o, nil
 }
 
-func bareRole(target netip.Addr, d time.Duration, frames bool) (outcome, error) {
+func bareRole(target netip.Addr, protocol string, d time.Duration, frames bool) (outcome, error) {
 	loop := rawio.BareEcho
-	if frames {
+	switch {
+	case frames:
 		loop = rawio.BareFrames
+	case protocol == "udp":
+		loop = rawio.BareUDP
 	}
 	used := cpu()
 	n, elapsed, err := loop(target, d)

@@ -154,12 +154,16 @@ func (b *bench) protocols(ctx context.Context) error {
 	}
 	rates := map[string][]float64{}
 	for range b.rounds {
-		for name, target := range map[string]string{"bare4": t4, "bare6": t6} {
-			o, err := b.on(ctx, "a", "bare", "-target", target, "-seconds", dur)
+		for _, c := range []struct{ name, target, protocol string }{
+			{"bare4", t4, "icmp"},
+			{"bareudp4", t4, "udp"},
+			{"bare6", t6, "icmp"},
+		} {
+			o, err := b.on(ctx, "a", "bare", "-target", c.target, "-protocol", c.protocol, "-seconds", dur)
 			if err != nil {
 				return err
 			}
-			rates[name] = append(rates[name], o.rate())
+			rates[c.name] = append(rates[c.name], o.rate())
 		}
 		for _, c := range cases {
 			o, err := b.on(ctx, "a", "closed", "-target", c.target, "-protocol", c.protocol, "-window", c.window, "-seconds", dur)
@@ -174,6 +178,8 @@ func (b *bench) protocols(ctx context.Context) error {
 	}
 	r := ratios(rates["udp4"], rates["icmp4"])
 	b.judge("protocols", "UDP / ICMP", fmt.Sprintf("%.2f", r), "≥ 0.90", r >= 0.9)
+	b.add("protocols", "bare loop: UDP / ICMP (the kernel's share)", fmt.Sprintf("%.2f", ratios(rates["bareudp4"], rates["bare4"])))
+	b.add("protocols", "fathom / bare loop, UDP", fmt.Sprintf("%.2f", ratios(rates["udp4"], rates["bareudp4"])))
 	m := median(rates["tcp4"])
 	b.judge("protocols", "TCP, 64 in flight", fmt.Sprintf("%.0f/s", m), "≥ 75,000/s", m >= 75000)
 	b.add("protocols", "bare ICMP loop: IPv6 / IPv4 (the kernel's share)", fmt.Sprintf("%.2f", ratios(rates["bare6"], rates["bare4"])))

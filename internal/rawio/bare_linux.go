@@ -18,7 +18,15 @@ import (
 // sendmmsg(2) and recvmmsg(2) in turn on one raw socket, in one thread. It looks at nothing, matches
 // nothing and stamps nothing. It returns the number of answers and the time spent.
 func BareEcho(target netip.Addr, d time.Duration) (answers int, elapsed time.Duration, err error) {
-	return bareLoop(target, nil, d)
+	return bareLoop(target, nil, false, d)
+}
+
+// BareUDP is BareEcho with UDP datagrams to a closed port, over IPv4. The answers are ICMP errors.
+func BareUDP(target netip.Addr, d time.Duration) (answers int, elapsed time.Duration, err error) {
+	if !target.Is4() {
+		return 0, 0, fmt.Errorf("bare UDP loop to %v: %w", target, unix.EAFNOSUPPORT)
+	}
+	return bareLoop(target, nil, true, d)
 }
 
 // BareFrames is BareEcho with a packet socket for the requests, to a target whose next hop the host knows.
@@ -32,11 +40,11 @@ func BareFrames(target netip.Addr, d time.Duration) (answers int, elapsed time.D
 	if err != nil {
 		return 0, 0, err
 	}
-	return bareLoop(target, &hop, d)
+	return bareLoop(target, &hop, false, d)
 }
 
-// bareLoop sends in frames if hop is not nil.
-func bareLoop(target netip.Addr, hop *NextHop, d time.Duration) (answers int, elapsed time.Duration, err error) {
+// bareLoop sends in frames if hop is not nil, and over UDP if udp is set.
+func bareLoop(target netip.Addr, hop *NextHop, udp bool, d time.Duration) (answers int, elapsed time.Duration, err error) {
 	family, proto, version := unix.AF_INET, unix.IPPROTO_ICMP, 4
 	if target.Is6() {
 		family, proto, version = unix.AF_INET6, unix.IPPROTO_ICMPV6, 6
@@ -58,6 +66,15 @@ func bareLoop(target netip.Addr, hop *NextHop, d time.Duration) (answers int, el
 	var name unix.RawSockaddrInet6
 	var nameLen uint32
 	txfd := fd
+	if udp {
+		if txfd, err = unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_UDP); err != nil {
+			return 0, 0, fmt.Errorf("open raw UDP socket: %w", err)
+		}
+		defer unix.Close(txfd)
+		if err := AttachFilter(txfd, FilterNone()); err != nil {
+			return 0, 0, err
+		}
+	}
 	if hop != nil {
 		if txfd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
 			return 0, 0, fmt.Errorf("open packet socket: %w", err)
@@ -95,6 +112,14 @@ func bareLoop(target netip.Addr, hop *NextHop, d time.Duration) (answers int, el
 	for seq := uint16(0); time.Since(start) < d; {
 		for i := range packets {
 			p := packets[i][len(header):]
+			if udp { // from port 40000, to one that nobody has, without a checksum
+				binary.BigEndian.PutUint16(p, 40000)
+				binary.BigEndian.PutUint16(p[2:], 33434+seq%4096)
+				binary.BigEndian.PutUint16(p[4:], 64-20)
+				binary.BigEndian.PutUint16(p[6:], 0)
+				seq++
+				continue
+			}
 			binary.BigEndian.PutUint16(p[6:], seq)
 			// Only type and sequence number are not zero. To a raw socket over IPv6 the kernel writes the checksum.
 			s := sum + uint32(seq)
