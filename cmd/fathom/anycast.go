@@ -90,6 +90,7 @@ type anycastLink struct {
 	controller  string
 	credentials string
 	insecure    bool
+	warned      bool
 }
 
 // defaultController is where a controller without certificates is looked for, as the original's clients do.
@@ -106,8 +107,10 @@ func (l *anycastLink) register(a *app, cmd *cobra.Command) {
 // options gives the address and how to connect to it.
 func (l *anycastLink) options(a *app) (string, client.Options, error) {
 	if l.insecure {
-		// Whoever says so with each command knows; parts that stay warn once.
-		a.log.Debug("cleartext connection: anybody on the way can read and change what is said")
+		if !l.warned {
+			l.warned = true
+			fmt.Fprintln(a.stderr, "Cleartext connection: anybody on the way can read and change what is said.")
+		}
 		address := l.controller
 		if address == "" {
 			address = defaultController
