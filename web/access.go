@@ -71,6 +71,9 @@ func (g *gate) guard(next http.Handler) http.Handler {
 			refuse(w, r, http.StatusMisdirectedRequest, "This server does not answer to that host name. If it is yours, add it to the names that the server was started with.")
 		case g.secret == nil && !local(r):
 			refuse(w, r, http.StatusForbidden, "Without a token, only this host's own users may see the page.")
+		case r.URL.Path == "/favicon.ico":
+			// Browsers ask for it beside a text; the page itself names its picture.
+			w.WriteHeader(http.StatusNoContent)
 		case g.secret != nil && r.URL.Path == "/" && r.URL.Query().Has("token"):
 			g.enter(w, r)
 		case g.secret != nil && !g.admits(r):

@@ -126,6 +126,7 @@ func TestAccess(t *testing.T) {
 		{"a name of ours", "", local, "Measure.Example.:443", "/", nil, 200},
 		{"an address of ours", "", local, "[2001:DB8:0::7]:443", "/", nil, 200},
 		{"no name at all", "", local, "", "/", nil, 421},
+		{"a browser that looks for a picture", "s3cret", local, "localhost", "/favicon.ico", nil, 204},
 		{"no token sent", "s3cret", local, "localhost", "/api/sites", nil, 401},
 		{"page without token", "s3cret", local, "localhost", "/", nil, 401},
 		{"its scripts without token", "s3cret", local, "localhost", "/page/js/main.js", nil, 401},
