@@ -332,6 +332,9 @@ func TestLabNoRoute(t *testing.T) {
 
 // TestLabSilentNeighbour: nobody has the address, so the last router says after a while that the host is unreachable.
 func TestLabSilentNeighbour(t *testing.T) {
+	if testing.Short() {
+		t.Skip("the kernel asks a silent neighbour for three seconds")
+	}
 	both(t, func(t *testing.T, l *lab.Lab, p *Prober) {
 		for v := range 2 {
 			to := addr(l.Host("b"), v).Next().Next().Next()

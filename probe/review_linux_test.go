@@ -69,6 +69,9 @@ func TestIdleAfterBusyStart(t *testing.T) {
 // TestIdleAfterErrors: errors about a burst of probes, whether they were waited for or not, leave an
 // unprivileged prober asleep.
 func TestIdleAfterErrors(t *testing.T) {
+	if testing.Short() {
+		t.Skip("four thousand errors take some seconds")
+	}
 	both(t, func(t *testing.T, _ *lab.Lab, p *Prober) {
 		for _, to := range []string{"192.0.2.77", "10.0.1.2"} {
 			for k := range 4000 {

@@ -42,6 +42,9 @@ type tab struct {
 // browse opens the page of a source in a browser without a screen. Every complaint of the browser fails the test.
 func browse(t *testing.T, s web.Source, token string) *tab {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("a browser takes some seconds")
+	}
 	program, err := exec.LookPath("chromium")
 	if err != nil {
 		t.Skip("chromium is not installed")

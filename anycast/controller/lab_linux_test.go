@@ -218,6 +218,9 @@ func TestLabTraceroute(t *testing.T) {
 // TestLabFaults: in the middle of a measurement an agent is killed and comes back, the controller's wire is
 // cut for a while, and the controller is restarted. Each time every target ends with one result.
 func TestLabFaults(t *testing.T) {
+	if testing.Short() {
+		t.Skip("agents take some seconds to come back")
+	}
 	l := newAnycastLab(t)
 	const each = 60 // hosts in each of 12 networks
 	definition := catchment(300, "nyc")

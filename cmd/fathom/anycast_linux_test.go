@@ -21,4 +21,9 @@ func TestDemoLab(t *testing.T) {
 }
 
 // TestAnycastScripts runs the scripts of testdata/anycast, in the lab of the example.
-func TestAnycastScripts(t *testing.T) { runLabScripts(t, "testdata/anycast", exampleFile) }
+func TestAnycastScripts(t *testing.T) {
+	if testing.Short() {
+		t.Skip("a fleet of processes takes some seconds")
+	}
+	runLabScripts(t, "testdata/anycast", exampleFile)
+}

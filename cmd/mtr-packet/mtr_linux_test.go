@@ -82,6 +82,7 @@ func TestMtrReport(t *testing.T) {
 		}
 		for _, tt := range tests {
 			t.Run(fmt.Sprintf("ip%d/%s", version, tt.name), func(t *testing.T) {
+				t.Parallel() // it mostly waits
 				args := append([]string{fmt.Sprintf("-%d", version), "-r", "-n", "-c", "3", "-i", "0.1", "-G", "1"}, tt.args...)
 				report := mtr(t, l, append(args, target.String())...)
 				if got := hops(report); !slices.Equal(got, want) {
