@@ -32,8 +32,7 @@ func explain(what string, err error) error {
 		return nil
 	}
 	kind := error(nil)
-	var e *sqlite.Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*sqlite.Error](err); ok {
 		switch e.Code() & 0xff { // the upper bits tell details
 		case sqlite3.SQLITE_FULL:
 			kind = ErrFull

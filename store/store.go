@@ -109,8 +109,7 @@ func Open(dir string, opts Options) (*Store, error) {
 	}
 	s.room.L = &s.mu
 	if err := s.open(name); err != nil {
-		s.close()
-		return nil, fmt.Errorf("%s: %w", what, err)
+		return nil, errors.Join(fmt.Errorf("%s: %w", what, err), s.close())
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	s.stop = cancel

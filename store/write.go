@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -313,9 +314,7 @@ func (s *Store) writeBatch(ctx context.Context, rows []row) error {
 		return err
 	}
 	s.seq = seq
-	for name, n := range fresh {
-		s.sites[name] = n
-	}
+	maps.Copy(s.sites, fresh)
 	return nil
 }
 

@@ -146,7 +146,7 @@ func (s *memory) add(m anycast.Measurement, results ...anycast.Result) *kept {
 // append adds results to a measurement and says how far it is.
 func (s *memory) append(k *kept, p anycast.Progress, results ...anycast.Result) {
 	s.change(func() {
-		k.results = append(k.results[:len(k.results):len(k.results)], results...)
+		k.results = append(slices.Clip(k.results), results...)
 		k.m.Progress = p
 	})
 }

@@ -178,7 +178,7 @@ func sessionConfig(o *measurepb.Open) (c stateless.Config, err error) {
 		return c, fmt.Errorf("%w: %d ports from %d, to port %d", errOrder, o.GetPorts(), o.GetFirstPort(), o.GetDstPort())
 	case o.GetSize() > stateless.MaxSize || o.GetTos() > math.MaxUint8:
 		return c, fmt.Errorf("%w: size %d, type of service %d", errOrder, o.GetSize(), o.GetTos())
-	case len(o.GetKey()) != len(c.Key) && !(o.GetClassic() && len(o.GetKey()) == 0):
+	case len(o.GetKey()) != len(c.Key) && (!o.GetClassic() || len(o.GetKey()) != 0):
 		return c, fmt.Errorf("%w: key of %d bytes", errOrder, len(o.GetKey()))
 	}
 	copy(c.Key[:], o.GetKey())

@@ -188,8 +188,8 @@ func (p *plane) openVersion(v int) error {
 		}
 	}
 	if small > 0 {
-		p.log.Warn("receive queues are small, so that bursts of answers may be lost: give CAP_NET_ADMIN, or raise the system's limit with "+
-			fmt.Sprintf("`sysctl net.core.rmem_max=%d`", receiveBuffer), "version", version, "size", small, "answers", small/768)
+		p.log.Warn("receive queues are small, so that bursts of answers may be lost: give CAP_NET_ADMIN, or raise the sysctl net.core.rmem_max",
+			"rmem_max", receiveBuffer, "version", version, "size", small, "answers", small/768)
 	}
 	return nil
 }

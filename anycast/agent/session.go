@@ -41,8 +41,6 @@ const (
 	reapEvery = int64(50 * time.Millisecond)
 )
 
-var errSessions = errors.New("too many sessions are open")
-
 // openSession begins a session, or keeps the reason why not for its orders. One of the same name, from before a
 // connection was lost, goes on if it is the same, and makes room otherwise.
 func (p *plane) openSession(l *link, id uint32, conf stateless.Config, err error) {

@@ -747,8 +747,7 @@ func (f *testFleet) throw(conn *grpc.ClientConn, method string, b []byte) {
 		var answer []byte
 		err = s.RecvMsg(&answer)
 	}
-	switch code := status.Code(err); code {
-	case codes.Unavailable, codes.DeadlineExceeded:
+	if code := status.Code(err); code == codes.Unavailable || code == codes.DeadlineExceeded {
 		f.t.Errorf("%s of % x: %v", method, b[:min(len(b), 20)], err)
 	}
 }

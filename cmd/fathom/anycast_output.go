@@ -666,17 +666,18 @@ func (v *anycastTraceView) hop(table *traceTable, ttl int, tos uint8, replies []
 		if len(all) > traceMostColumns {
 			all = append(all[:traceMostColumns:traceMostColumns], fmt.Sprintf("... %d", len(times[h])))
 		}
-		line := pad(h.receiver, heardWidth-1) + " "
+		var line strings.Builder
+		line.WriteString(pad(h.receiver, heardWidth-1) + " ")
 		for _, t := range all {
-			line += strings.Repeat(" ", max(2, traceRTTWidth-len([]rune(t)))) + t
+			line.WriteString(strings.Repeat(" ", max(2, traceRTTWidth-len([]rune(t)))) + t)
 		}
 		if silent > 0 && len(order) == 1 {
-			line += strings.Repeat(fmt.Sprintf("%*s", traceRTTWidth, "*"), min(silent, traceMostColumns))
+			line.WriteString(strings.Repeat(fmt.Sprintf("%*s", traceRTTWidth, "*"), min(silent, traceMostColumns)))
 		}
 		if len(notes[h]) > 0 {
-			line += "  " + strings.Join(notes[h], " ")
+			line.WriteString("  " + strings.Join(notes[h], " "))
 		}
-		table.row(number, host, as, line)
+		table.row(number, host, as, line.String())
 		number = ""
 	}
 	if len(order) == 0 {

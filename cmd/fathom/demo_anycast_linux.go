@@ -81,7 +81,7 @@ func anycastChapter(ctx context.Context, d *demo) (err error) {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }() // what is left is the system's to clear
 	p := &anycastDemo{demo: d, lab: l}
 	for name, h := range topology.Hosts {
 		// A site has one shared address, a customer networks.
@@ -666,10 +666,11 @@ func (p *anycastDemo) checkMoves(owner map[netip.Addr]string, targets []netip.Ad
 			continue
 		}
 		truth := expected(truths[c], begin)
-		key := begin
+		way := []string{begin}
 		for _, m := range found {
-			key += " > " + m.to
+			way = append(way, m.to)
 		}
+		key := strings.Join(way, " > ")
 		agrees := len(found) == len(truth)
 		for i := range min(len(found), len(truth)) {
 			late := found[i].at.Sub(truth[i].at)
@@ -694,11 +695,12 @@ func (p *anycastDemo) checkMoves(owner map[netip.Addr]string, targets []netip.Ad
 		}
 	}
 	text := func(begin string, all []move) string {
-		s := begin
+		var s strings.Builder
+		s.WriteString(begin)
 		for _, m := range all {
-			s += fmt.Sprintf(", %s at %.2f s", m.to, m.at.Sub(withdrawal).Seconds())
+			fmt.Fprintf(&s, ", %s at %.2f s", m.to, m.at.Sub(withdrawal).Seconds())
 		}
-		return s
+		return s.String()
 	}
 	for _, key := range slices.Sorted(maps.Keys(lines)) {
 		l := lines[key]

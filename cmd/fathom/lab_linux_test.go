@@ -38,7 +38,7 @@ func runLabScripts(t *testing.T, dir string, files ...string) {
 					return err
 				}
 			}
-			dir, err := os.MkdirTemp("", "lab") // the path of a socket is short
+			dir, err := os.MkdirTemp("", "lab") //nolint:usetesting // the path of a socket is short
 			if err != nil {
 				return err
 			}

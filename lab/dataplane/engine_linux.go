@@ -233,7 +233,6 @@ func (e *Engine) now() (time.Duration, int64) {
 	return t.Sub(e.start), t.UnixNano()
 }
 
-
 // checkPorts looks after ports whose interface went down or away.
 func (e *Engine) checkPorts() {
 	for _, p := range e.ports[:e.added] {
