@@ -79,8 +79,19 @@ func (p *catchment) aim(b *block, i int) (shot, bool) {
 	if n == 1 && !p.s.usableLocked(0) {
 		return p.standIn(six)
 	}
+	if p.r.def.Responsive && b.step > 0 && !p.answered(b, i) {
+		return shot{}, false
+	}
 	source := p.source(at, six)
 	return shot{site: uint16(at), source: source}, source.IsValid()
+}
+
+// answered tells whether target i has answered one of the sites before.
+func (p *catchment) answered(b *block, i int) bool {
+	votes, _ := b.data.([]uint16)
+	n := len(p.r.senders)
+	before := votes[(i-b.first)*n:][:b.step]
+	return slices.ContainsFunc(before, func(site uint16) bool { return site != noSite })
 }
 
 func (p *catchment) source(sender int, six bool) netip.Addr {

@@ -133,6 +133,45 @@ func TestCatchment(t *testing.T) {
 	})
 }
 
+// TestCatchmentResponsive has targets of which only every tenth answers: the silent ones get one probe.
+func TestCatchmentResponsive(t *testing.T) {
+	const n = 500
+	answers := func(a netip.Addr) bool { return a.As4()[2]%10 == 0 }
+	job := anycast.Job{Definition: anycast.Definition{Program: anycast.KindCatchment, Responsive: true}, Targets: targets(n)}
+	simulate(t, func(f *fleettest.Fleet) {
+		f.Internet.Host = func(p fleettest.Probe) fleettest.Host { return fleettest.Host{Silent: !answers(p.Target)} }
+	}, job, func(t *testing.T, f *fleettest.Fleet, m *memory, err error) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		probes := make(map[netip.Addr]int)
+		first := make(map[string]int) // who probed the silent ones
+		for _, c := range of[*anycast.Catch](m) {
+			probes[c.Target]++
+			if !answers(c.Target) {
+				first[c.Sender]++
+			}
+		}
+		alive := 0
+		for _, target := range job.Targets {
+			want := 1
+			if answers(target.Addr) {
+				want = 3
+				alive++
+			}
+			if probes[target.Addr] != want {
+				t.Errorf("%s: %d probes, want %d", target.Addr, probes[target.Addr], want)
+			}
+		}
+		if want := n + 2*alive; f.Sent() != want || m.summary(t).Sent != uint64(want) {
+			t.Errorf("%d probes sent, the summary says %d, want %d", f.Sent(), m.summary(t).Sent, want)
+		}
+		if len(first) != 3 || m.summary(t).Answered != uint64(3*alive) {
+			t.Errorf("silent targets were probed from %v, %d answered, want all sites to take turns, and %d", first, m.summary(t).Answered, 3*alive)
+		}
+	})
+}
+
 // TestCatchmentMillion maps a million networks: nothing is lost on the way, and it takes little.
 func TestCatchmentMillion(t *testing.T) {
 	if testing.Short() {

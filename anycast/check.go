@@ -154,6 +154,7 @@ func (d *Definition) Check() error {
 	c.want(d.Trace == nil || d.Program == KindTrace, "trace", "options", "are for the program trace, not %s", d.Program)
 	c.want(d.Flipping == nil || d.Program == KindFlipping, "flipping", "options", "are for the program flipping, not %s", d.Program)
 	c.want(d.Watch == nil || d.Program == KindWatch, "watch", "options", "are for the program watch, not %s", d.Program)
+	c.want(!d.Responsive || d.Program == KindCatchment, "responsive", d.Responsive, "is for the program catchment, not %s", d.Program)
 	for _, w := range d.Weights {
 		c.want(w.Network.IsValid(), "weights", w.Network, "want a network such as 192.0.2.0/24")
 		c.want(w.Queries >= 0 && !math.IsInf(w.Queries, 1), "weights", w.Queries, "want a number of queries, 0 or more")

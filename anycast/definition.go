@@ -50,6 +50,10 @@ type Definition struct {
 	// Attempts is how often a target without an answer is probed. Default 1; for a trace, the probes per hop, default 3.
 	Attempts int `json:"attempts,omitempty"`
 
+	// Responsive has the further sites of a catchment leave out the targets that did not answer the sites before them: with
+	// many sites and a hit list that is mostly silent, most probes are spared. The sites take turns in being the first.
+	Responsive bool `json:"responsive,omitempty"`
+
 	Pace Pace `json:"pace,omitzero"`
 	// AllowPrivate probes private and other special addresses too, which are otherwise skipped.
 	AllowPrivate bool `json:"allow_private,omitempty"`

@@ -165,7 +165,7 @@ func FromDefinition(d *anycast.Definition) *Definition {
 	p := &Definition{
 		Name: d.Name, Sites: d.Sites, Source: FromAddr(d.Source), Protocol: protocols[d.Protocol], Port: uint32(d.Port),
 		Size: uint32(d.Size), Tos: uint32(d.TOS), Query: d.Query, Note: d.Note, Timeout: int64(d.Timeout), Attempts: int32(d.Attempts),
-		AllowPrivate: d.AllowPrivate,
+		AllowPrivate: d.AllowPrivate, Responsive: d.Responsive,
 	}
 	if d.Pace != (anycast.Pace{}) {
 		p.Pace = &Pace{Rate: d.Pace.Rate, PerNetwork: d.Pace.PerNetwork, SiteGap: int64(d.Pace.SiteGap)}
@@ -222,7 +222,7 @@ func ToDefinition(p *Definition) (anycast.Definition, error) {
 		Name: p.GetName(), Sites: p.GetSites(), Source: dec.addr("source", p.GetSource()), Protocol: protocolsBack[p.GetProtocol()],
 		Port: number[uint16](&dec, "port", p.GetPort()), Size: int(p.GetSize()), TOS: number[uint8](&dec, "tos", p.GetTos()),
 		Query: p.GetQuery(), Note: p.GetNote(), Timeout: time.Duration(p.GetTimeout()), Attempts: int(p.GetAttempts()),
-		AllowPrivate: p.GetAllowPrivate(),
+		AllowPrivate: p.GetAllowPrivate(), Responsive: p.GetResponsive(),
 	}
 	if q := p.GetPace(); q != nil {
 		d.Pace = anycast.Pace{Rate: q.GetRate(), PerNetwork: q.GetPerNetwork(), SiteGap: time.Duration(q.GetSiteGap())}

@@ -1625,6 +1625,8 @@ type Definition struct {
 	// Probe private and other special addresses too.
 	AllowPrivate bool       `protobuf:"varint,15,opt,name=allow_private,json=allowPrivate,proto3" json:"allow_private,omitempty"`
 	OptOut       []*Network `protobuf:"bytes,16,rep,name=opt_out,json=optOut,proto3" json:"opt_out,omitempty"`
+	// The further sites of a catchment leave out targets that did not answer before.
+	Responsive bool `protobuf:"varint,17,opt,name=responsive,proto3" json:"responsive,omitempty"`
 	// Types that are valid to be assigned to Program:
 	//
 	//	*Definition_Trace
@@ -1778,6 +1780,13 @@ func (x *Definition) GetOptOut() []*Network {
 		return x.OptOut
 	}
 	return nil
+}
+
+func (x *Definition) GetResponsive() bool {
+	if x != nil {
+		return x.Responsive
+	}
+	return false
 }
 
 func (x *Definition) GetProgram() isDefinition_Program {
@@ -5053,7 +5062,7 @@ const file_anycast_measurepb_measure_proto_rawDesc = "" +
 	"\atargets\x18\x02 \x03(\tR\atargets\x12\x1a\n" +
 	"\btargets4\x18\x03 \x01(\fR\btargets4\x12\x1a\n" +
 	"\btargets6\x18\x04 \x01(\fR\btargets6\x12\x1a\n" +
-	"\battached\x18\x05 \x01(\bR\battached\"\xe8\x06\n" +
+	"\battached\x18\x05 \x01(\bR\battached\"\x88\a\n" +
 	"\n" +
 	"Definition\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
@@ -5072,7 +5081,10 @@ const file_anycast_measurepb_measure_proto_rawDesc = "" +
 	"\bschedule\x18\r \x01(\v2\x1b.fathom.measure.v1.ScheduleR\bschedule\x123\n" +
 	"\aweights\x18\x0e \x03(\v2\x19.fathom.measure.v1.WeightR\aweights\x12#\n" +
 	"\rallow_private\x18\x0f \x01(\bR\fallowPrivate\x123\n" +
-	"\aopt_out\x18\x10 \x03(\v2\x1a.fathom.measure.v1.NetworkR\x06optOut\x120\n" +
+	"\aopt_out\x18\x10 \x03(\v2\x1a.fathom.measure.v1.NetworkR\x06optOut\x12\x1e\n" +
+	"\n" +
+	"responsive\x18\x11 \x01(\bR\n" +
+	"responsive\x120\n" +
 	"\x05trace\x18\x14 \x01(\v2\x18.fathom.measure.v1.TraceH\x00R\x05trace\x12<\n" +
 	"\tcatchment\x18\x15 \x01(\v2\x1c.fathom.measure.v1.CatchmentH\x00R\tcatchment\x126\n" +
 	"\alatency\x18\x16 \x01(\v2\x1a.fathom.measure.v1.LatencyH\x00R\alatency\x129\n" +

@@ -476,6 +476,7 @@ A measurement survives a restart of the controller.`,
 	f.IntVar(&o.def.Attempts, "attempts", anycast.DefaultAttempts, "probe a target that does not answer so many `times`")
 	f.StringVar(&o.weights, "weights", "", "`file` of your query counts: a network and a number a line")
 	f.Float64Var(&o.alarm, "alarm", 0, "with --every: alarm when so many `percent` of the networks have moved since the run before")
+	f.BoolVar(&o.def.Responsive, "responsive", false, "spare targets that do not answer the first site the probes of the others")
 	f.BoolVar(&networks, "networks", false, "show the table of networks, too")
 	return cmd
 }
