@@ -49,8 +49,8 @@ test: deps ## install what the tests use (as root, through apt-get), then run ev
 test-rootless: ## run the tests that promise to need no root as an ordinary user
 	@GO="$(GO)" tools/rootless test $(call here,$(ROOTLESS))
 
-race: deps-race ## run the tests under the race detector, but for a few that are long and run other processes
-	CGO_ENABLED=1 $(GO) test -race -short -shuffle=on -p=1 ./...
+race: deps-race ## run the packages' tests under the race detector, but for the longest
+	CGO_ENABLED=1 $(GO) test -race -short -shuffle=on -p=1 $$($(GO) list ./... | grep -vE '/fathom$$|/cmd/|/examples/')
 
 cover: ## measure test coverage into build/cover.html
 	@mkdir -p build

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync"
 	"testing"
 	"time"
 
@@ -336,9 +337,18 @@ func TestLabSilentNeighbour(t *testing.T) {
 		t.Skip("the kernel asks a silent neighbour for three seconds")
 	}
 	both(t, func(t *testing.T, l *lab.Lab, p *Prober) {
-		for v := range 2 {
-			to := addr(l.Host("b"), v).Next().Next().Next()
-			r := ask(t, p, Request{Target: to, Timeout: 9 * time.Second})
+		var targets [2]netip.Addr
+		for v := range targets {
+			targets[v] = addr(l.Host("b"), v).Next().Next().Next()
+		}
+		var results [2]Result
+		var wg sync.WaitGroup
+		for v, to := range targets {
+			wg.Go(func() { results[v] = ask(t, p, Request{Target: to, Timeout: 9 * time.Second}) })
+		}
+		wg.Wait()
+		for v, r := range results {
+			to := targets[v]
 			if r.Status != HostUnreachable || r.Responder != l.Host("r").AddrTowards("a", 4+2*v) || !r.HasICMP || r.ICMPCode != [...]uint8{1, 3}[v] {
 				t.Errorf("%v: %+v", to, r)
 			}

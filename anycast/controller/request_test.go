@@ -365,6 +365,7 @@ func (d deaf) Run(context.Context) (string, error) {
 
 // TestStopWithDeafProgram: not even that keeps a controller from ending.
 func TestStopWithDeafProgram(t *testing.T) {
+	t.Parallel() // it mostly waits
 	program := make(deaf)
 	begun := make(chan struct{})
 	s := start(t, Options{Programs: map[string]anycast.NewProgram{"deaf": func(anycast.ProgramConf) (anycast.Program, error) {

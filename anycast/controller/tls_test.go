@@ -132,6 +132,7 @@ func third[A, B any](_ A, _ B, err error) error { return err }
 
 // TestRevoked: who is revoked is thrown out within seconds, also in the middle of a stream.
 func TestRevoked(t *testing.T) {
+	t.Parallel() // it mostly waits
 	m := secured(t, false)
 	w := &world{hops: 4, receiver: atSite("fra1")}
 	fra := w.agent("fra1")
