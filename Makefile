@@ -23,6 +23,8 @@ PORTABLE  := packet probe probe/stateless trace anycast anycast/access anycast/c
              anycast/export anycast/fleettest anycast/hitlist anycast/measurepb anycast/volta store web cmd/fathom
 # What promises to work for an ordinary user; these tests run twice when root runs them.
 ROOTLESS  := internal/rawio lab probe trace anycast/enroll store cmd/fathom cmd/mtr-packet
+# What measures time, and so has the machine to itself; the tests of other packages mostly wait.
+TIMED     := /internal/|/lab|/probe$$
 # A folder that is not there yet is not there to be tested.
 here       = $(patsubst %,./%,$(wildcard $(1)))
 
@@ -42,7 +44,8 @@ demo: ## a tour of what Fathom does, in a network of its own; needs no root
 
 test: deps ## install what the tests use (as root, through apt-get), then run every test
 	$(GO) build ./...
-	$(GO) test -shuffle=on -p=1 ./...
+	$(GO) test -shuffle=on -p=2 $$($(GO) list ./... | grep -vE '$(TIMED)')
+	$(GO) test -shuffle=on -p=1 $$($(GO) list ./... | grep -E '$(TIMED)')
 	@$(MAKE) test-rootless
 
 .PHONY: test-rootless
@@ -50,7 +53,8 @@ test-rootless: ## run the tests that promise to need no root as an ordinary user
 	@GO="$(GO)" tools/rootless test $(call here,$(ROOTLESS))
 
 race: deps-race ## run the packages' tests under the race detector, but for the longest
-	CGO_ENABLED=1 $(GO) test -race -short -shuffle=on -p=1 $$($(GO) list ./... | grep -vE '/fathom$$|/cmd/|/examples/')
+	CGO_ENABLED=1 $(GO) test -race -short -shuffle=on -p=2 $$($(GO) list ./... | grep -vE '/fathom$$|/cmd/|/examples/|$(TIMED)')
+	CGO_ENABLED=1 $(GO) test -race -short -shuffle=on -p=1 $$($(GO) list ./... | grep -E '$(TIMED)')
 
 cover: ## measure test coverage into build/cover.html
 	@mkdir -p build
