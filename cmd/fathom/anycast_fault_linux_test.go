@@ -41,10 +41,6 @@ import (
 // TestAnycastAgentKilled kills the only sender of a catchment, and starts it again. The measurement waits for it, repeats what
 // was lost with it, and says what happened.
 func TestAnycastAgentKilled(t *testing.T) {
-	if testing.Short() {
-		t.Skip("a fleet of processes takes some seconds")
-	}
-	t.Parallel() // each in a lab of its own, and mostly waiting
 	if !insideLab(t) {
 		return
 	}
@@ -70,10 +66,6 @@ func TestAnycastAgentKilled(t *testing.T) {
 // TestAnycastControllerRestarted kills the controller in the middle of a catchment and of a trace. The next one goes on with the
 // catchment, what was found is kept, and the command that showed it comes back and ends well. The trace is reported as cut.
 func TestAnycastControllerRestarted(t *testing.T) {
-	if testing.Short() {
-		t.Skip("a fleet of processes takes some seconds")
-	}
-	t.Parallel() // each in a lab of its own, and mostly waiting
 	if !insideLab(t) {
 		return
 	}
@@ -179,10 +171,6 @@ func TestAnycastControllerRestarted(t *testing.T) {
 // TestAnycastDuplicateAgent starts a second agent with the id of one that is there. The newer one replaces the older one, with a
 // warning, and the older one's end changes nothing.
 func TestAnycastDuplicateAgent(t *testing.T) {
-	if testing.Short() {
-		t.Skip("a fleet of processes takes some seconds")
-	}
-	t.Parallel() // each in a lab of its own, and mostly waiting
 	if !insideLab(t) {
 		return
 	}
@@ -226,10 +214,6 @@ func TestAnycastDuplicateAgent(t *testing.T) {
 // TestAnycastPartition cuts the controller off from all sites in the middle of a catchment, and then gives it a slow and lossy
 // wire. Every result is delivered, once.
 func TestAnycastPartition(t *testing.T) {
-	if testing.Short() {
-		t.Skip("a fleet of processes takes some seconds")
-	}
-	t.Parallel() // each in a lab of its own, and mostly waiting
 	if !insideLab(t) {
 		return
 	}
@@ -264,10 +248,6 @@ func TestAnycastPartition(t *testing.T) {
 // TestAnycastForged throws all kinds of packets at the sites while they measure: strays, forgeries, duplicates, and answers that
 // come too late. None counts.
 func TestAnycastForged(t *testing.T) {
-	if testing.Short() {
-		t.Skip("a fleet of processes takes some seconds")
-	}
-	t.Parallel() // each in a lab of its own, and mostly waiting
 	if !insideLab(t) {
 		return
 	}
@@ -341,10 +321,6 @@ func TestAnycastForged(t *testing.T) {
 // TestAnycastDeadResolver gives the controller a name server that does not answer. Requests that need it are answered in time,
 // others are not delayed.
 func TestAnycastDeadResolver(t *testing.T) {
-	if testing.Short() {
-		t.Skip("a fleet of processes takes some seconds")
-	}
-	t.Parallel() // each in a lab of its own, and mostly waiting
 	if !insideLab(t) {
 		return
 	}
@@ -423,10 +399,6 @@ func TestAnycastDeadResolver(t *testing.T) {
 // TestAnycastHostileClient has a client ask for far too much, send what is no message to every call, and ask thousands of
 // things at once. Another client is served meanwhile.
 func TestAnycastHostileClient(t *testing.T) {
-	if testing.Short() {
-		t.Skip("a fleet of processes takes some seconds")
-	}
-	t.Parallel() // each in a lab of its own, and mostly waiting
 	if !insideLab(t) {
 		return
 	}
@@ -514,10 +486,6 @@ func TestAnycastHostileClient(t *testing.T) {
 // TestAnycastDiskFull gives the store a disk that is too small. A measurement that finds no room fails and says why; the
 // controller lives, and what needs no store works.
 func TestAnycastDiskFull(t *testing.T) {
-	if testing.Short() {
-		t.Skip("a fleet of processes takes some seconds")
-	}
-	t.Parallel() // each in a lab of its own, and mostly waiting
 	if !insideLab(t) {
 		return
 	}

@@ -53,9 +53,13 @@ func init() {
 }
 
 // insideLab tells whether the test runs where it can build a lab. If not it is run again in such a place, and has
-// nothing more to do here.
+// nothing more to do here. Such tests are long, but mostly wait, each in a lab of its own: they go together, and not in short runs.
 func insideLab(t *testing.T) bool {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("a fleet of processes takes some seconds")
+	}
+	t.Parallel() // each in a lab of its own, and mostly waiting
 	if inside {
 		return true
 	}

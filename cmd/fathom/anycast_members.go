@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"text/tabwriter"
@@ -132,7 +131,7 @@ A running agent renews its certificate by itself.`,
 			if dir == "" {
 				dir = a.anycastStateDir("credentials")
 			}
-			creds, err := enroll.Join(cmd.Context(), token, dir, enroll.JoinOptions{Exchange: enrollOver})
+			creds, err := enroll.Join(cmd.Context(), token, dir, enroll.JoinOptions{Exchange: client.Exchange})
 			switch {
 			case errors.Is(err, enroll.ErrEnrolled):
 				return withHint(err, "To join again, or to join another fleet, name another --credentials directory, or remove this one.")
@@ -148,28 +147,6 @@ A running agent renews its certificate by itself.`,
 	}
 	cmd.Flags().StringVar(&dir, "credentials", "", "`directory` for the certificate and its key (default "+a.anycastStateDir("credentials")+")")
 	return cmd
-}
-
-// enrollOver makes one enrolment call over a connection that is already secure.
-func enrollOver(ctx context.Context, conn net.Conn, request []byte) ([]byte, error) {
-	conns := make(chan net.Conn, 1)
-	conns <- conn
-	c, err := client.Dial(ctx, conn.RemoteAddr().String(), client.Options{
-		Insecure: true, // gRPC's own; the connection is TLS
-		Dialer: func(context.Context, string) (net.Conn, error) {
-			select {
-			case conn := <-conns:
-				return conn, nil
-			default:
-				return nil, net.ErrClosed // a request is good for one connection
-			}
-		},
-	})
-	if err != nil {
-		return nil, err
-	}
-	defer c.Close()
-	return c.Enroll(ctx, request)
 }
 
 // renewOver gives the function that renews credentials over their own link.

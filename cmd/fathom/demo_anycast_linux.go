@@ -143,7 +143,7 @@ func (p *anycastDemo) join(ctx context.Context, authority *enroll.Authority, hos
 	if err != nil {
 		return nil, err
 	}
-	return enroll.Join(ctx, token, filepath.Join(dir, who.Name), enroll.JoinOptions{Exchange: enrollOver, Dial: dialFrom(host)})
+	return enroll.Join(ctx, token, filepath.Join(dir, who.Name), enroll.JoinOptions{Exchange: client.Exchange, Dial: dialFrom(host)})
 }
 
 // startFleet starts a controller and an agent at each site, which all know each other by their certificates, and connects.
