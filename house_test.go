@@ -36,7 +36,7 @@ var house = [][]string{
 	{"probe"},
 	{"internal/labnet"},
 	{"lab"},
-	{"packet", "internal/rawio"},
+	{"packet", "internal/rawio", "internal/figures"},
 }
 
 // A ban keeps an import out of some folders.

@@ -4,7 +4,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"flag"
 	"fmt"
@@ -13,13 +12,10 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
-	"runtime"
-	"slices"
-	"strings"
 	"syscall"
-	"text/tabwriter"
 	"time"
 
+	"github.com/seed5728abee/fathom/internal/figures"
 	"github.com/seed5728abee/fathom/lab"
 )
 
@@ -35,18 +31,10 @@ type bench struct {
 	seconds    time.Duration
 	targets    int
 	verbose    bool
-	rows       []row
+	figures    figures.Table
 }
 
 // row is a figure with its goal.
-type row struct {
-	section, name string
-	value         string
-	goal          string
-	met           bool
-	judged        bool
-}
-
 func main() {
 	if len(os.Args) > 1 && os.Args[1] == "role" {
 		if err := role(os.Args[2:]); err != nil {
@@ -76,7 +64,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "benchanycast:", err)
 		os.Exit(1)
 	}
-	if !b.report() {
+	if !b.figures.Print(os.Stdout) {
 		os.Exit(1)
 	}
 }
@@ -116,49 +104,4 @@ func (b *bench) run(ctx context.Context, only *regexp.Regexp) (err error) {
 		}
 	}
 	return nil
-}
-
-// add records a figure without a goal.
-func (b *bench) add(section, name, value string) {
-	b.rows = append(b.rows, row{section: section, name: name, value: value})
-}
-
-// judge records a figure and whether it meets its goal.
-func (b *bench) judge(section, name, value, goal string, met bool) {
-	b.rows = append(b.rows, row{section, name, value, goal, met, true})
-}
-
-func (b *bench) report() bool {
-	fmt.Printf("%s, %d processors, %s, Linux %s\n\n", time.Now().UTC().Format("2006-01-02"), runtime.NumCPU(), runtime.Version(), release())
-	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "section\tfigure\tvalue\tgoal\t")
-	ok := true
-	for _, r := range b.rows {
-		verdict := ""
-		if r.judged && r.met {
-			verdict = "met"
-		} else if r.judged {
-			verdict = "MISSED"
-			ok = false
-		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", r.section, r.name, r.value, r.goal, verdict)
-	}
-	_ = w.Flush() // to standard output
-	return ok
-}
-
-func release() string {
-	data, err := os.ReadFile("/proc/sys/kernel/osrelease")
-	if err != nil {
-		return "of unknown release"
-	}
-	return strings.TrimSpace(string(data))
-}
-
-func median[T cmp.Ordered](v []T) T { return quantile(v, 0.5) }
-
-// quantile gives the element below which a share of the others is.
-func quantile[T cmp.Ordered](v []T, share float64) T {
-	s := slices.Sorted(slices.Values(v))
-	return s[min(int(share*float64(len(s))), len(s)-1)]
 }

@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/seed5728abee/fathom/internal/figures"
 	"github.com/seed5728abee/fathom/internal/labnet"
 	"github.com/seed5728abee/fathom/lab"
 )
@@ -119,22 +120,22 @@ func (b *bench) requests(ctx context.Context) error {
 		}
 	}
 	one, all := &tallies[0], &tallies[len(tallies)-1]
-	m := median(one.latencies)
-	b.judge("requests", "one traceroute, median", fmt.Sprintf("%.2f ms (95th percentile %.2f ms)", milliseconds(m), milliseconds(quantile(one.latencies, 0.95))), "< 5 ms", m < 5*time.Millisecond)
+	m := figures.Median(one.latencies)
+	b.figures.Judge("requests", "one traceroute, median", fmt.Sprintf("%.2f ms (95th percentile %.2f ms)", milliseconds(m), milliseconds(figures.Quantile(one.latencies, 0.95))), "< 5 ms", m < 5*time.Millisecond)
 	for i, n := range counts {
 		t := &tallies[i]
 		name := fmt.Sprintf("%d at once", n)
-		rate := fmt.Sprintf("%.0f/s, each %.0f ms", median(t.rates), milliseconds(median(t.latencies)))
+		rate := fmt.Sprintf("%.0f/s, each %.0f ms", figures.Median(t.rates), milliseconds(figures.Median(t.latencies)))
 		if t == all {
-			b.judge("requests", name, rate, "≥ 1500/s", median(t.rates) >= 1500)
+			b.figures.Judge("requests", name, rate, "≥ 1500/s", figures.Median(t.rates) >= 1500)
 		} else {
-			b.add("requests", name, rate)
+			b.figures.Add("requests", name, rate)
 		}
-		b.judge("requests", name+": lost requests, and answers shown as stars", t.errors(), "none", t.right())
-		b.add("requests", name+": processor", t.shares())
+		b.figures.Judge("requests", name+": lost requests, and answers shown as stars", t.errors(), "none", t.right())
+		b.figures.Add("requests", name+": processor", t.shares())
 	}
-	b.judge("requests", "memory at 1000 at once, controller", all.controller.String(), "< 64 MB", all.controller.own < 64<<20)
-	b.judge("requests", "memory at 1000 at once, agent", all.agent.String(), "< 32 MB", all.agent.own < 32<<20)
+	b.figures.Judge("requests", "memory at 1000 at once, controller", all.controller.String(), "< 64 MB", all.controller.own < 64<<20)
+	b.figures.Judge("requests", "memory at 1000 at once, agent", all.agent.String(), "< 32 MB", all.agent.own < 32<<20)
 	return nil
 }
 
@@ -152,8 +153,8 @@ func (b *bench) queue(ctx context.Context) error {
 		return err
 	}
 	name := fmt.Sprintf("%d at once", n)
-	b.judge("queue", name, fmt.Sprintf("%s, %.0f/s", t.errors(), median(t.rates)), "all end correctly", t.right())
-	b.add("queue", name+": memory", fmt.Sprintf("controller %v; agent %v", t.controller, t.agent))
+	b.figures.Judge("queue", name, fmt.Sprintf("%s, %.0f/s", t.errors(), figures.Median(t.rates)), "all end correctly", t.right())
+	b.figures.Add("queue", name+": memory", fmt.Sprintf("controller %v; agent %v", t.controller, t.agent))
 	return nil
 }
 
@@ -208,7 +209,7 @@ func (b *bench) burst(ctx context.Context) error {
 		return err
 	}
 	s := o.Summary
-	b.judge("burst", fmt.Sprintf("%d replies in the queue of a site that stood still: found", n),
+	b.figures.Judge("burst", fmt.Sprintf("%d replies in the queue of a site that stood still: found", n),
 		fmt.Sprintf("%d (%d unanswered)", s.Sites["a"], o.Silent), "all", s.Sites["a"] == n && s.Sent == n)
 	return nil
 }
@@ -242,10 +243,10 @@ func (b *bench) alone(ctx context.Context) error {
 		twice += o.Wrong
 		f.stopMembers()
 	}
-	m := median(rates)
-	b.judge("agent", "probes sent, and replies forwarded, by one agent", fmt.Sprintf("%.0f/s, %.1f µs of processor for both, the kernel's answering included", m, median(cores)),
+	m := figures.Median(rates)
+	b.figures.Judge("agent", "probes sent, and replies forwarded, by one agent", fmt.Sprintf("%.0f/s, %.1f µs of processor for both, the kernel's answering included", m, figures.Median(cores)),
 		fmt.Sprintf("≥ %d/s", sweepRate), m >= sweepRate)
-	b.judge("agent", "replies forwarded once each", fmt.Sprintf("%d of %d, %d twice", answered, b.rounds*burstSize*5, twice), "all", answered == b.rounds*burstSize*5 && twice == 0)
+	b.figures.Judge("agent", "replies forwarded once each", fmt.Sprintf("%d of %d, %d twice", answered, b.rounds*burstSize*5, twice), "all", answered == b.rounds*burstSize*5 && twice == 0)
 	return nil
 }
 
@@ -281,11 +282,11 @@ func (b *bench) catchment(ctx context.Context) error {
 	s := o.Summary
 	name := fmt.Sprintf("%d targets: ", b.targets)
 	rate := float64(s.Answered) / s.Took.Seconds()
-	b.judge("catchment", name+"probes sent, and replies forwarded by the agent", fmt.Sprintf("%.0f/s", rate), fmt.Sprintf("≥ %d/s", sweepRate), rate >= 0.98*sweepRate)
-	b.judge("catchment", name+"accounted for", fmt.Sprintf("%d sent, %d answered at a, %d results, %d unanswered, %d late",
+	b.figures.Judge("catchment", name+"probes sent, and replies forwarded by the agent", fmt.Sprintf("%.0f/s", rate), fmt.Sprintf("≥ %d/s", sweepRate), rate >= 0.98*sweepRate)
+	b.figures.Judge("catchment", name+"accounted for", fmt.Sprintf("%d sent, %d answered at a, %d results, %d unanswered, %d late",
 		s.Sent, s.Sites["a"], o.Results, o.Silent, s.Late), "all answered", int(s.Sent) == b.targets && s.Sites["a"] == b.targets && o.Results == b.targets)
-	b.add("catchment", name+"processor", use.shares(float64(s.Answered), "reply"))
-	b.add("catchment", name+"memory", fmt.Sprintf("controller %v; agent %v", use.rss["controller"], use.agents()))
+	b.figures.Add("catchment", name+"processor", use.shares(float64(s.Answered), "reply"))
+	b.figures.Add("catchment", name+"memory", fmt.Sprintf("controller %v; agent %v", use.rss["controller"], use.agents()))
 	return nil
 }
 

@@ -35,7 +35,7 @@ func (b *bench) accuracy(ctx context.Context) error {
 		if c.p99 != math.MaxInt64 {
 			goal += fmt.Sprintf(", p99 ≤ %v", c.p99)
 		}
-		b.judge("accuracy", c.name+": added to the wire's time", fmt.Sprintf("median %v, p99 %v (of %d)", m, p99, len(added)), goal, m <= c.median && p99 <= c.p99)
+		b.figures.Judge("accuracy", c.name+": added to the wire's time", fmt.Sprintf("median %v, p99 %v (of %d)", m, p99, len(added)), goal, m <= c.median && p99 <= c.p99)
 	}
 	return nil
 }

@@ -4,7 +4,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"flag"
 	"fmt"
@@ -13,13 +12,11 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
-	"runtime"
-	"slices"
 	"strings"
 	"syscall"
-	"text/tabwriter"
 	"time"
 
+	"github.com/seed5728abee/fathom/internal/figures"
 	"github.com/seed5728abee/fathom/lab"
 )
 
@@ -49,19 +46,11 @@ type bench struct {
 	rounds  int
 	seconds time.Duration
 	only    *regexp.Regexp
-	rows    []row
+	figures figures.Table
 	missing []string
 }
 
 // row is a figure with its goal.
-type row struct {
-	section, name string
-	value         string
-	goal          string
-	met           bool
-	judged        bool
-}
-
 func main() {
 	if len(os.Args) > 1 && os.Args[1] == "role" {
 		if err := role(os.Args[2:]); err != nil {
@@ -151,49 +140,12 @@ func (b *bench) find(program, pkg string, places ...string) string {
 	return ""
 }
 
-// add records a figure without a goal.
-func (b *bench) add(section, name, value string) {
-	b.rows = append(b.rows, row{section: section, name: name, value: value})
-}
-
-// judge records a figure and whether it meets its goal.
-func (b *bench) judge(section, name, value, goal string, met bool) {
-	b.rows = append(b.rows, row{section, name, value, goal, met, true})
-}
-
 func (b *bench) report() bool {
-	fmt.Printf("%s, %d processors, %s, Linux %s\n\n", time.Now().UTC().Format("2006-01-02"), runtime.NumCPU(), runtime.Version(), release())
-	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "section\tfigure\tvalue\tgoal\t")
-	ok := true
-	for _, r := range b.rows {
-		verdict := ""
-		if r.judged && r.met {
-			verdict = "met"
-		} else if r.judged {
-			verdict = "MISSED"
-			ok = false
-		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", r.section, r.name, r.value, r.goal, verdict)
-	}
-	_ = w.Flush() // to standard output
+	ok := b.figures.Print(os.Stdout)
 	for _, m := range b.missing {
 		fmt.Println("note:", m)
 	}
 	return ok
-}
-
-func release() string {
-	data, err := os.ReadFile("/proc/sys/kernel/osrelease")
-	if err != nil {
-		return "of unknown release"
-	}
-	return strings.TrimSpace(string(data))
-}
-
-func median[T cmp.Ordered](v []T) T {
-	s := slices.Sorted(slices.Values(v))
-	return s[len(s)/2]
 }
 
 // ratios divides pair by pair and gives the median.
@@ -202,5 +154,5 @@ func ratios(a, b []float64) float64 {
 	for i := range a {
 		r[i] = a[i] / b[i]
 	}
-	return median(r)
+	return figures.Median(r)
 }

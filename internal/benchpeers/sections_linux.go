@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/seed5728abee/fathom/internal/figures"
 )
 
 var (
@@ -91,30 +93,30 @@ func (b *bench) rates(ctx context.Context) error {
 			fping, fpingCPU = append(fping, o.rate()), append(fpingCPU, o.cpuPer100k())
 		}
 	}
-	b.add("icmp", "fathom, 256 in flight", fmt.Sprintf("%.0f/s", median(ours)))
-	b.add("icmp", "bare sendmmsg/recvmmsg loop", fmt.Sprintf("%.0f/s, %.2f CPU s per 100,000", median(bare), median(bareCPU)))
+	b.figures.Add("icmp", "fathom, 256 in flight", fmt.Sprintf("%.0f/s", figures.Median(ours)))
+	b.figures.Add("icmp", "bare sendmmsg/recvmmsg loop", fmt.Sprintf("%.0f/s, %.2f CPU s per 100,000", figures.Median(bare), figures.Median(bareCPU)))
 	r := ratios(ours, bare)
-	b.judge("icmp", "fathom / bare loop", fmt.Sprintf("%.2f", r), "≥ 0.80", r >= 0.8)
+	b.figures.Judge("icmp", "fathom / bare loop", fmt.Sprintf("%.2f", r), "≥ 0.80", r >= 0.8)
 	if b.debian != "" {
 		best := 0
 		for w := range debian {
-			if best == 0 || median(debian[w]) > median(debian[best]) {
+			if best == 0 || figures.Median(debian[w]) > figures.Median(debian[best]) {
 				best = w
 			}
 		}
-		b.add("icmp", fmt.Sprintf("Debian's mtr-packet, at its best (%d in flight)", best), fmt.Sprintf("%.0f/s, %.2f CPU s per 100,000", median(debian[best]), median(debianCPU[best])))
+		b.figures.Add("icmp", fmt.Sprintf("Debian's mtr-packet, at its best (%d in flight)", best), fmt.Sprintf("%.0f/s, %.2f CPU s per 100,000", figures.Median(debian[best]), figures.Median(debianCPU[best])))
 		r := ratios(ours, debian[best])
-		b.judge("icmp", "fathom / Debian's mtr-packet", fmt.Sprintf("%.2f", r), "≥ 2.0", r >= 2)
+		b.figures.Judge("icmp", "fathom / Debian's mtr-packet", fmt.Sprintf("%.2f", r), "≥ 2.0", r >= 2)
 	}
 	if b.fping != "" {
-		b.add("icmp", "fping -i 0, 65,534 targets", fmt.Sprintf("%.0f/s, %.2f CPU s per 100,000", median(fping), median(fpingCPU)))
+		b.figures.Add("icmp", "fping -i 0, 65,534 targets", fmt.Sprintf("%.0f/s, %.2f CPU s per 100,000", figures.Median(fping), figures.Median(fpingCPU)))
 		r := ratios(ours, fping)
-		b.judge("icmp", "fathom / fping", fmt.Sprintf("%.2f", r), "≥ 1.7", r >= 1.7)
+		b.figures.Judge("icmp", "fathom / fping", fmt.Sprintf("%.2f", r), "≥ 1.7", r >= 1.7)
 	}
-	c := median(oursCPU)
-	b.judge("icmp", "fathom, CPU s per 100,000", fmt.Sprintf("%.2f (%.2f of the bare loop's)", c, ratios(oursCPU, bareCPU)), "≤ 0.40", c <= 0.4)
-	a := median(allocs)
-	b.judge("icmp", "fathom, allocations per probe", fmt.Sprintf("%.4f", a), "0", a < 0.01)
+	c := figures.Median(oursCPU)
+	b.figures.Judge("icmp", "fathom, CPU s per 100,000", fmt.Sprintf("%.2f (%.2f of the bare loop's)", c, ratios(oursCPU, bareCPU)), "≤ 0.40", c <= 0.4)
+	a := figures.Median(allocs)
+	b.figures.Judge("icmp", "fathom, allocations per probe", fmt.Sprintf("%.4f", a), "0", a < 0.01)
 	return nil
 }
 
@@ -174,19 +176,19 @@ func (b *bench) protocols(ctx context.Context) error {
 		}
 	}
 	for _, c := range cases {
-		b.add("protocols", c.protocol+" to "+c.target+", "+c.window+" in flight", fmt.Sprintf("%.0f/s", median(rates[c.name])))
+		b.figures.Add("protocols", c.protocol+" to "+c.target+", "+c.window+" in flight", fmt.Sprintf("%.0f/s", figures.Median(rates[c.name])))
 	}
 	r := ratios(rates["udp4"], rates["icmp4"])
-	b.judge("protocols", "UDP / ICMP", fmt.Sprintf("%.2f", r), "≥ 0.90", r >= 0.9)
-	b.add("protocols", "bare loop: UDP / ICMP (the kernel's share)", fmt.Sprintf("%.2f", ratios(rates["bareudp4"], rates["bare4"])))
-	b.add("protocols", "fathom / bare loop, UDP", fmt.Sprintf("%.2f", ratios(rates["udp4"], rates["bareudp4"])))
-	m := median(rates["tcp4"])
-	b.judge("protocols", "TCP, 64 in flight", fmt.Sprintf("%.0f/s", m), "≥ 75,000/s", m >= 75000)
-	b.add("protocols", "bare ICMP loop: IPv6 / IPv4 (the kernel's share)", fmt.Sprintf("%.2f", ratios(rates["bare6"], rates["bare4"])))
-	b.add("protocols", "fathom / bare loop, ICMP over IPv6", fmt.Sprintf("%.2f", ratios(rates["icmp6"], rates["bare6"])))
+	b.figures.Judge("protocols", "UDP / ICMP", fmt.Sprintf("%.2f", r), "≥ 0.90", r >= 0.9)
+	b.figures.Add("protocols", "bare loop: UDP / ICMP (the kernel's share)", fmt.Sprintf("%.2f", ratios(rates["bareudp4"], rates["bare4"])))
+	b.figures.Add("protocols", "fathom / bare loop, UDP", fmt.Sprintf("%.2f", ratios(rates["udp4"], rates["bareudp4"])))
+	m := figures.Median(rates["tcp4"])
+	b.figures.Judge("protocols", "TCP, 64 in flight", fmt.Sprintf("%.0f/s", m), "≥ 75,000/s", m >= 75000)
+	b.figures.Add("protocols", "bare ICMP loop: IPv6 / IPv4 (the kernel's share)", fmt.Sprintf("%.2f", ratios(rates["bare6"], rates["bare4"])))
+	b.figures.Add("protocols", "fathom / bare loop, ICMP over IPv6", fmt.Sprintf("%.2f", ratios(rates["icmp6"], rates["bare6"])))
 	for _, p := range []string{"icmp", "udp", "tcp"} {
 		r := ratios(rates[p+"6"], rates[p+"4"])
-		b.judge("protocols", p+": IPv6 / IPv4", fmt.Sprintf("%.2f", r), "≥ 0.85", r >= 0.85)
+		b.figures.Judge("protocols", p+": IPv6 / IPv4", fmt.Sprintf("%.2f", r), "≥ 0.85", r >= 0.85)
 	}
 	return nil
 }
@@ -232,14 +234,14 @@ func (b *bench) frames(ctx context.Context) error {
 		}
 	}
 	for _, c := range cases {
-		b.add("frames", c.name, fmt.Sprintf("%.0f/s, %.2f CPU s per 100,000", median(rates[c.name]), median(cpus[c.name])))
+		b.figures.Add("frames", c.name, fmt.Sprintf("%.0f/s, %.2f CPU s per 100,000", figures.Median(rates[c.name]), figures.Median(cpus[c.name])))
 	}
 	ratio := func(name, of, to string) {
-		b.add("frames", name, fmt.Sprintf("%.2f", ratios(rates[of], rates[to])))
+		b.figures.Add("frames", name, fmt.Sprintf("%.2f", ratios(rates[of], rates[to])))
 	}
 	goal := func(name, of, to string, least float64) {
 		r := ratios(rates[of], rates[to])
-		b.judge("frames", name, fmt.Sprintf("%.2f", r), fmt.Sprintf("≥ %.2f", least), r >= least)
+		b.figures.Judge("frames", name, fmt.Sprintf("%.2f", r), fmt.Sprintf("≥ %.2f", least), r >= least)
 	}
 	ratio("bare loop, frames / raw, IPv4", "bare4 frames", "bare4")
 	ratio("bare loop, frames / raw, IPv6", "bare6 frames", "bare6")
@@ -254,8 +256,8 @@ func (b *bench) frames(ctx context.Context) error {
 	for _, p := range []string{"icmp", "udp", "tcp"} {
 		goal(p+": IPv6 / IPv4", p+"6", p+"4", 0.85)
 	}
-	a := median(allocs["icmp4"])
-	b.judge("frames", "fathom, allocations per probe", fmt.Sprintf("%.4f", a), "0", a < 0.01)
+	a := figures.Median(allocs["icmp4"])
+	b.figures.Judge("frames", "fathom, allocations per probe", fmt.Sprintf("%.4f", a), "0", a < 0.01)
 	return nil
 }
 
@@ -278,11 +280,11 @@ func (b *bench) textProtocol(ctx context.Context) error {
 		}
 		name := fmt.Sprintf("%d in flight", window)
 		if theirs == nil {
-			b.judge("mtr-packet", name, fmt.Sprintf("%.0f/s", median(ours)), "works", median(ours) > 0)
+			b.figures.Judge("mtr-packet", name, fmt.Sprintf("%.0f/s", figures.Median(ours)), "works", figures.Median(ours) > 0)
 			continue
 		}
 		r := ratios(ours, theirs)
-		b.judge("mtr-packet", name+", ours / Debian's", fmt.Sprintf("%.2f (%.0f/s, %.0f/s)", r, median(ours), median(theirs)), "≥ 1.2", r >= 1.2)
+		b.figures.Judge("mtr-packet", name+", ours / Debian's", fmt.Sprintf("%.2f (%.0f/s, %.0f/s)", r, figures.Median(ours), figures.Median(theirs)), "≥ 1.2", r >= 1.2)
 	}
 	return nil
 }
@@ -304,28 +306,28 @@ func (b *bench) many(ctx context.Context) error {
 		}
 	}
 	r := ratios(lots, few)
-	b.judge("many", "rate with 100,000 in flight / with 100", fmt.Sprintf("%.2f (%.0f/s, %.0f/s)", r, median(lots), median(few)), "≥ 0.80", r >= 0.8)
+	b.figures.Judge("many", "rate with 100,000 in flight / with 100", fmt.Sprintf("%.2f (%.0f/s, %.0f/s)", r, figures.Median(lots), figures.Median(few)), "≥ 0.80", r >= 0.8)
 
 	o, err := b.on(ctx, "a", "silent", "-target", silentWide.Addr().String(), "-count", "100000", "-timeout", "4s")
 	if err != nil {
 		return err
 	}
-	b.judge("many", "100,000 silent targets: peak memory", fmt.Sprintf("%.1f MB", float64(o.MaxRSS)/1e6), "< 64 MB", o.MaxRSS < 64e6)
+	b.figures.Judge("many", "100,000 silent targets: peak memory", fmt.Sprintf("%.1f MB", float64(o.MaxRSS)/1e6), "< 64 MB", o.MaxRSS < 64e6)
 	slices.Sort(o.Late)
 	if len(o.Late) == 0 {
 		return fmt.Errorf("no probe timed out: %+v", o)
 	}
 	early, late := o.Late[0], o.Late[len(o.Late)-1]
 	p999 := o.Late[len(o.Late)*999/1000]
-	b.judge("many", "100,000 silent targets: timed out", fmt.Sprintf("%d, %v to %v after the deadline (99.9 %%: %v)", o.Silent, early.Round(10*time.Microsecond), late.Round(10*time.Microsecond), p999.Round(10*time.Microsecond)),
+	b.figures.Judge("many", "100,000 silent targets: timed out", fmt.Sprintf("%d, %v to %v after the deadline (99.9 %%: %v)", o.Silent, early.Round(10*time.Microsecond), late.Round(10*time.Microsecond), p999.Round(10*time.Microsecond)),
 		"all, ± 5 ms", o.Silent == 100000 && early >= -5*time.Millisecond && late <= 5*time.Millisecond)
 	share := o.WaitCPU.Seconds() / o.WaitTime.Seconds()
-	b.judge("many", "100,000 silent targets: CPU while waiting", fmt.Sprintf("%.2f %% of a core", 100*share), "< 5 %", share < 0.05)
+	b.figures.Judge("many", "100,000 silent targets: CPU while waiting", fmt.Sprintf("%.2f %% of a core", 100*share), "< 5 %", share < 0.05)
 
 	if o, err = b.on(ctx, "a", "silent", "-protocol", "tcp", "-target", silentNet.Addr().Next().String(), "-count", "20000", "-timeout", "3s"); err != nil {
 		return err
 	}
-	b.judge("many", "20,000 TCP probes in flight", fmt.Sprintf("%d timed out, %d refused", o.Silent, o.Failed), "all", o.Silent == 20000)
+	b.figures.Judge("many", "20,000 TCP probes in flight", fmt.Sprintf("%d timed out, %d refused", o.Silent, o.Failed), "all", o.Silent == 20000)
 	return nil
 }
 
@@ -342,8 +344,8 @@ func (b *bench) traces(ctx context.Context) error {
 		beyond = append(beyond, (o.Elapsed-o.Path).Seconds()*1e3)
 		path = append(path, o.Path.Seconds()*1e3)
 	}
-	m := median(beyond)
-	b.judge("trace", fmt.Sprintf("20 hops, 3 probes each (%d answers)", answered), fmt.Sprintf("%.2f ms beyond the longest round trip (%.2f ms)", m, median(path)), "< 3 ms", m < 3 && answered >= 60)
+	m := figures.Median(beyond)
+	b.figures.Judge("trace", fmt.Sprintf("20 hops, 3 probes each (%d answers)", answered), fmt.Sprintf("%.2f ms beyond the longest round trip (%.2f ms)", m, figures.Median(path)), "< 3 ms", m < 3 && answered >= 60)
 	return nil
 }
 
