@@ -30,6 +30,11 @@ type Frame struct {
 	// hardware that a veth does not have. It is not a valid frame on any other
 	// device; see [DisableOffload].
 	PartialChecksum bool
+	// Outgoing reports a frame that this host sends; see [FrameOptions]. Its
+	// checksums are often unfinished, and it may be longer than the MTU.
+	Outgoing bool
+	// Tagged reports that Data begins with a VLAN tag behind the addresses.
+	Tagged bool
 }
 
 // FrameOptions are the options of a FrameConn. The zero value receives what
@@ -47,7 +52,8 @@ type FrameOptions struct {
 	// Promiscuous also receives frames addressed to others.
 	Promiscuous bool
 	// Outgoing also receives what this host sends on the interface, except by
-	// the FrameConn itself. The kernel does that only for all protocols at once.
+	// the FrameConn itself, marked as such. The kernel does that only for all
+	// protocols at once: with an EtherType there is nothing of it.
 	Outgoing bool
 	// Filter, a program of classic BPF that sees the frame from its
 	// destination address on, selects frames. Default: all.

@@ -110,8 +110,6 @@ func receiveN(t testing.TB, c *FrameConn, n int) (data [][]byte, got []Frame) {
 	return data, got
 }
 
-func first(data [][]byte, _ []Frame) [][]byte { return data }
-
 func TestFrameConn(t *testing.T) {
 	inNamespace(t, func() {
 		a := openFrames(t, "a", FrameOptions{EtherType: testEtherType})
@@ -209,10 +207,18 @@ func TestFrameConnOptions(t *testing.T) {
 		if !frames[0].Truncated || len(data[0]) >= 1000 || len(data[0]) < 100 {
 			t.Errorf("frame of 1000 with SnapLen 100: truncated %v, %d bytes", frames[0].Truncated, len(data[0]))
 		}
-		for i, d := range first(receiveN(t, watch, 3)) {
-			if d[17] != byte(i+1) {
-				t.Errorf("watching what goes out: frame %d is %x", i, d)
+		data, frames = receiveN(t, watch, 3)
+		for i, d := range data {
+			if d[17] != byte(i+1) || !frames[i].Outgoing {
+				t.Errorf("watching what goes out: frame %d is %x, outgoing %v", i, d, frames[i].Outgoing)
 			}
+		}
+		// What comes in is not marked so.
+		if _, err := b.Send([][]byte{makeFrame(60, 4)}); err != nil {
+			t.Fatal(err)
+		}
+		if data, frames = receiveN(t, watch, 1); frames[0].Outgoing || frames[0].Tagged {
+			t.Errorf("%x from the peer: outgoing %v, tagged %v", data[0], frames[0].Outgoing, frames[0].Tagged)
 		}
 	})
 }
@@ -228,9 +234,18 @@ func TestFrameConnVLAN(t *testing.T) {
 		if _, err := a.Send([][]byte{tagged}); err != nil {
 			t.Fatal(err)
 		}
-		data, _ := receiveN(t, b, 1)
-		if !bytes.Equal(data[0], tagged) {
-			t.Errorf("got  %x\nwant %x", data[0], tagged)
+		watch := openFrames(t, "b", FrameOptions{Outgoing: true})
+		data, frames := receiveN(t, b, 1)
+		if !bytes.Equal(data[0], tagged) || !frames[0].Tagged {
+			t.Errorf("got  %x, tagged %v\nwant %x", data[0], frames[0].Tagged, tagged)
+		}
+		// On the way out the tag may still be a part of the frame.
+		if _, err := b.Send([][]byte{tagged}); err != nil {
+			t.Fatal(err)
+		}
+		data, frames = receiveN(t, watch, 1)
+		if !bytes.Equal(data[0], tagged) || !frames[0].Tagged || !frames[0].Outgoing {
+			t.Errorf("outgoing: got  %x, tagged %v, outgoing %v\nwant %x", data[0], frames[0].Tagged, frames[0].Outgoing, tagged)
 		}
 	})
 }

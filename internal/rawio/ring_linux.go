@@ -49,6 +49,7 @@ const (
 	tp2Nsec     = 20
 	tp2VLANTCI  = 24
 	tp2VLANTPID = 26
+	tp2PktType  = 32 + 10 // sll_pkttype in the sockaddr_ll behind the header
 
 	tp2DataOffset = 80 // where a frame's network header starts at the latest: TPACKET_ALIGN(52+16)
 	vlanTagLen    = 4
@@ -136,7 +137,8 @@ func decodeSlot(f *Frame, s []byte, st uint32) {
 	mac := int(ne.Uint16(s[tp2Mac:]))
 	end := min(mac+int(ne.Uint32(s[tp2SnapLen:])), len(s))
 	data := s[min(mac, end):end:end]
-	if st&unix.TP_STATUS_VLAN_VALID != 0 && len(data) >= 12 && mac >= vlanTagLen {
+	f.Tagged = st&unix.TP_STATUS_VLAN_VALID != 0
+	if f.Tagged && len(data) >= 12 && mac >= vlanTagLen {
 		tpid := uint16(unix.ETH_P_8021Q)
 		if st&unix.TP_STATUS_VLAN_TPID_VALID != 0 {
 			tpid = ne.Uint16(s[tp2VLANTPID:])
@@ -146,8 +148,13 @@ func decodeSlot(f *Frame, s []byte, st uint32) {
 		binary.BigEndian.PutUint16(tagged[12:], tpid)
 		binary.BigEndian.PutUint16(tagged[14:], ne.Uint16(s[tp2VLANTCI:]))
 		data = tagged
+	} else if len(data) >= 14 {
+		// A tag that this host put into the frame itself is still there on the way out.
+		tpid := binary.BigEndian.Uint16(data[12:])
+		f.Tagged = f.Tagged || tpid == unix.ETH_P_8021Q || tpid == unix.ETH_P_8021AD
 	}
 	f.Data = data
+	f.Outgoing = s[tp2PktType] == unix.PACKET_OUTGOING
 	f.Time = int64(ne.Uint32(s[tp2Sec:]))*1e9 + int64(ne.Uint32(s[tp2Nsec:]))
 	f.Truncated = ne.Uint32(s[tp2Len:]) > ne.Uint32(s[tp2SnapLen:])
 	f.PartialChecksum = st&unix.TP_STATUS_CSUMNOTREADY != 0
