@@ -76,6 +76,10 @@ bench-peers: deps ## measure Fathom side by side with mtr-packet, fping and a ba
 bench-anycast: ## measure an anycast fleet: controller, three agents and a client, in a lab
 	$(GO) run ./internal/benchanycast
 
+.PHONY: bench-relay
+bench-relay: ## measure the broadcast relay: rates, latency, bursts and memory, in a lab
+	$(GO) run ./internal/benchrelay
+
 lint: ## format, vet, tidy and golangci-lint checks; changes nothing
 	@unformatted=$$($(TOOL) gofumpt -l .); \
 	if [[ -n $$unformatted ]]; then echo "not formatted (run make format):"; echo "$$unformatted"; exit 1; fi
@@ -137,7 +141,7 @@ clean: ## remove ./build
 
 .PHONY: deps deps-race deps-generate
 deps: ## install the programs that the tests compare with
-	@tools/deps mtr:mtr-tiny fping:fping ping:iputils-ping ip:iproute2 sc_warts2json:scamper
+	@tools/deps mtr:mtr-tiny fping:fping ping:iputils-ping ip:iproute2 sc_warts2json:scamper dnsmasq:dnsmasq-base
 
 deps-race: deps
 	@tools/deps gcc:gcc /usr/include/stdlib.h:libc6-dev

@@ -28,10 +28,10 @@ const module = "github.com/seed5728abee/fathom"
 // house is the order of the folders, from the top of the page to its bottom. A folder imports only
 // from lower rows: what two folders of one row both need moves down.
 var house = [][]string{
-	{"cmd/fathom", "cmd/mtr-packet", "internal/benchanycast", "internal/benchpeers", "examples/anycast-program"},
+	{"cmd/fathom", "cmd/mtr-packet", "internal/benchanycast", "internal/benchpeers", "internal/benchrelay", "examples/anycast-program"},
 	{"web"},
 	{"store"},
-	{"anycast"},
+	{"anycast", "relay"},
 	{"trace"},
 	{"probe"},
 	{"internal/labnet"},
@@ -278,7 +278,7 @@ func TestBannedImports(t *testing.T) {
 // TestSystemCalls keeps calls into the kernel in the folders that are made for them. Constants and
 // error numbers are welcome everywhere; so are conversions to the types of those packages.
 func TestSystemCalls(t *testing.T) {
-	// mtr-packet is a loop around a pipe and the dropping of privileges; benchpeers is the bare loop, and benchanycast sends signals.
+	// mtr-packet is a loop around a pipe and the dropping of privileges; benchpeers is the bare loop, and the others of its kind send signals.
 	home := []string{"internal/rawio", "lab", "flow", "cmd/mtr-packet", "internal/benchanycast", "internal/benchpeers"}
 	pure := []string{"Errno", "Signal", "ErrnoName", "SignalName", "ByteSliceToString", "Htons", "Ntohs"}
 	for _, f := range goFiles(t) {
