@@ -42,7 +42,7 @@ type socket struct {
 	stamping int        // SO_TIMESTAMPING flags to restore in ResetStamps
 	hint     netip.Addr // of the last messages, see hintSource
 	rx, tx   *vector
-	zones    map[uint32]string // names of interfaces by number, for link-local senders
+	zones    zones
 	onClose  func()
 }
 
@@ -454,7 +454,7 @@ func (c *socket) take(v *vector, i int, m *Message, named bool) {
 	m.Failure = Failure{}
 	m.Addr = netip.AddrPort{}
 	if named && h.hdr.Namelen > 0 {
-		m.Addr = c.addrPort(&v.names[i])
+		m.Addr = c.zones.addrPort(c.fd, &v.names[i])
 	}
 	b := v.ctls[i][:min(int(h.hdr.Controllen), controlSize)]
 	for len(b) >= unix.SizeofCmsghdr {
@@ -520,42 +520,6 @@ func takeFailure(m *Message, d []byte) {
 	case len(sa) >= 24 && binary.NativeEndian.Uint16(sa) == unix.AF_INET6:
 		f.Offender = netip.AddrFrom16([16]byte(sa[8:24])).Unmap()
 	}
-}
-
-// addrPort converts a name that the kernel wrote.
-func (c *socket) addrPort(name *unix.RawSockaddrInet6) netip.AddrPort {
-	port := binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(&name.Port))[:])
-	switch name.Family {
-	case unix.AF_INET:
-		return netip.AddrPortFrom(netip.AddrFrom4((*unix.RawSockaddrInet4)(unsafe.Pointer(name)).Addr), port)
-	case unix.AF_INET6:
-		a := netip.AddrFrom16(name.Addr)
-		if name.Scope_id != 0 && a.IsLinkLocalUnicast() {
-			a = a.WithZone(c.zone(name.Scope_id))
-		}
-		return netip.AddrPortFrom(a, port)
-	}
-	return netip.AddrPort{}
-}
-
-// zone is the name of interface index, or its number where it has none.
-func (c *socket) zone(index uint32) string {
-	if name, ok := c.zones[index]; ok {
-		return name
-	}
-	name := strconv.FormatUint(uint64(index), 10)
-	if ifr, err := unix.NewIfreq("x"); err == nil {
-		// SIOCGIFNAME reads the number from, and writes the name into, the same structure.
-		ifr.SetUint32(index)
-		if unix.IoctlIfreq(c.fd, unix.SIOCGIFNAME, ifr) == nil {
-			name = ifr.Name()
-		}
-	}
-	if c.zones == nil {
-		c.zones = make(map[uint32]string)
-	}
-	c.zones[index] = name
-	return name
 }
 
 // SetFilter implements [Conn].
