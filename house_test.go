@@ -278,7 +278,7 @@ func TestBannedImports(t *testing.T) {
 // TestSystemCalls keeps calls into the kernel in the folders that are made for them. Constants and
 // error numbers are welcome everywhere; so are conversions to the types of those packages.
 func TestSystemCalls(t *testing.T) {
-	// mtr-packet is a loop around a pipe and the dropping of privileges; benchpeers is the bare loop, and the others of its kind send signals.
+	// mtr-packet is a loop around a pipe and the dropping of privileges; benchpeers is the bare loop, and benchanycast sends signals.
 	home := []string{"internal/rawio", "lab", "flow", "cmd/mtr-packet", "internal/benchanycast", "internal/benchpeers"}
 	pure := []string{"Errno", "Signal", "ErrnoName", "SignalName", "ByteSliceToString", "Htons", "Ntohs"}
 	for _, f := range goFiles(t) {

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -128,10 +129,7 @@ func (b *bench) subjects() []subject {
 }
 
 // relay is a running one.
-type relay struct {
-	host string
-	cmd  *lab.Cmd
-}
+type relay struct{ cmd *lab.Cmd }
 
 // start starts a relay on a host.
 func (b *bench) start(ctx context.Context, s subject, host *lab.Host, p place) (*relay, error) {
@@ -151,7 +149,7 @@ func (b *bench) start(ctx context.Context, s subject, host *lab.Host, p place) (
 	if err := c.Start(); err != nil {
 		return nil, fmt.Errorf("start %s on %s: %w", s.name, host.Name(), err)
 	}
-	return &relay{host.Name(), c}, nil
+	return &relay{c}, nil
 }
 
 // stop ends a relay and waits for its end.
@@ -164,13 +162,6 @@ func (r *relay) stop() {
 
 func (r *relay) cpu() (time.Duration, error) { return cpuOf(r.cmd.Process.Pid) }
 func (r *relay) memory() (memory, error)     { return memoryOf(r.cmd.Process.Pid) }
-func (r *relay) String() string              { return r.host }
-func stopAll(relays []*relay) (none []*relay) { // the last one first
-	for i := len(relays) - 1; i >= 0; i-- {
-		relays[i].stop()
-	}
-	return nil
-}
 
 // mesh is a lab with relays in it, all of them peers of each other, and what is sent and counted there.
 type mesh struct {
@@ -223,7 +214,9 @@ func (m *mesh) close() {
 	if m.sender != nil {
 		_ = m.sender.close()
 	}
-	m.relays = stopAll(m.relays)
+	for _, r := range slices.Backward(m.relays) {
+		r.stop()
+	}
 }
 
 // cpu is what the relays have used so far, the sender's first.

@@ -127,12 +127,12 @@ func (b *bench) egress(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer sink.close()
+	defer func() { _ = sink.close() }() // what was counted has been read
 	sender, err := relayed(l.Host("r1"), netip.AddrPortFrom(l.Host("r2").AddrTowards("seg2", 4), meshPort), broadcastPort)
 	if err != nil {
 		return err
 	}
-	defer sender.close()
+	defer func() { _ = sender.close() }()
 	rates := map[string][]float64{}
 	for range b.rounds {
 		for _, s := range b.subjects() {
@@ -480,12 +480,12 @@ func (b *bench) cost(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer sink.close()
+	defer func() { _ = sink.close() }() // what was counted has been read
 	sender, err := broadcaster(l.Host("s1"), "seg1", broadcastPort)
 	if err != nil {
 		return err
 	}
-	defer sender.close()
+	defer func() { _ = sender.close() }()
 	s := b.ours()
 	used := map[string][]float64{}
 	measure := func(name string, p place, first int) error {

@@ -79,25 +79,33 @@ func (t *tally) String() string {
 	return fmt.Sprintf("%d of %d lost, %d copies, %d out of order", t.lost(), t.want, t.copies, t.disorder)
 }
 
+// chances is how often a rate is tried: a pause of the machine is no fault of what is measured.
+const chances = 3
+
 // highest looks for the highest rate, to within 5 %, at which try says that all is well. try gives the rate that it
-// reached, which may be less than asked: then there is no use in asking for more. A rate has a second chance, because
-// a pause of the machine is no fault of what is measured.
+// reached, which may be less than asked: then there is no use in asking for more.
 func highest(first float64, try func(rate float64) (reached float64, ok bool, err error)) (best float64, err error) {
 	var low, high float64 // the highest that passed, and the lowest above it that did not
 	for rate := first; rate >= 1; {
-		reached, ok, err := try(rate)
-		if err == nil && !ok {
-			reached, ok, err = try(rate)
-		}
-		if err != nil {
-			return 0, err
-		}
-		if ok {
-			low, best = rate, max(best, reached)
-			if reached < rate*0.95 {
-				return best, nil
+		passed, full := false, false // full: at the rate that was asked for
+		for range chances {
+			reached, ok, err := try(rate)
+			if err != nil {
+				return 0, err
 			}
-		} else {
+			if ok {
+				passed, best = true, max(best, reached)
+			}
+			if full = ok && reached >= rate*0.95; full {
+				break
+			}
+		}
+		switch {
+		case full:
+			low = rate
+		case passed:
+			return best, nil
+		default:
 			high = rate
 		}
 		switch {
