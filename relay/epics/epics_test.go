@@ -76,7 +76,7 @@ func TestVectorsAreValid(t *testing.T) {
 
 // TestTruncated cuts every vector everywhere. What is left is valid only where a message ends.
 func TestTruncated(t *testing.T) {
-	ends := map[string][]int{"ca search": {16}, "pva origin-and-search": {24}}
+	ends := map[string][]int{"ca search": {16}, "ca search-libca": {16, 48, 88}, "pva origin-and-search": {24}}
 	for name, v := range vectors(t) {
 		for n := range v.bytes {
 			want := drop.Invalid
@@ -197,6 +197,7 @@ func TestSearches(t *testing.T) {
 		"pva response":          nil,
 		"ca search":             {{ID: 1, Name: two.Name}},
 		"ca search-extended":    {{ID: 1, Name: two.Name}},
+		"ca search-libca":       {{ID: 1, Name: []byte("SR01:BPM:01:X")}, {ID: 2, Name: []byte("SR01:BPM:02:X.DESC")}, {ID: 3, Name: []byte("twoval88")}},
 		"ca response":           nil,
 		"ca beacon":             nil,
 	} {
@@ -306,6 +307,8 @@ func TestEncoders(t *testing.T) {
 		}
 	}
 	equal("ca search", epics.CASearch(1, "two:val").Append(epics.CAVersionMessage(1).Append(nil)))
+	equal("ca search-libca", epics.CASearch(3, "twoval88").Append(epics.CASearch(2, "SR01:BPM:02:X.DESC").Append(
+		epics.CASearch(1, "SR01:BPM:01:X").Append(epics.CAVersionMessage(1).Append(nil)))))
 	equal("ca beacon", epics.CABeacon(3, netip.MustParseAddrPort("10.0.0.9:5064")).Append(nil))
 	equal("ca response", epics.CASearchResponse(1, 5064).Append(nil))
 
