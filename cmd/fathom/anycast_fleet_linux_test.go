@@ -215,21 +215,27 @@ func (f *testFleet) run(host string, args ...string) *process {
 func (f *testFleet) runProgram(host, name string, args ...string) *process {
 	f.t.Helper()
 	f.n++
-	p := &process{t: f.t, name: fmt.Sprintf("%d, %s on %s", f.n, strings.Join(args, " "), host), ended: make(chan struct{})}
-	p.Cmd = f.lab.Host(host).Command(context.Background(), name, args...)
+	c := f.lab.Host(host).Command(context.Background(), name, args...)
+	c.Env = append(os.Environ(), "HOME="+f.dir)
+	return startProcess(f.t, fmt.Sprintf("%d, %s on %s", f.n, strings.Join(args, " "), host), c)
+}
+
+// startProcess starts a command, and kills it at the latest with the test.
+func startProcess(t *testing.T, name string, c *lab.Cmd) *process {
+	t.Helper()
+	p := &process{t: t, name: name, Cmd: c, ended: make(chan struct{})}
 	p.Stdout, p.Stderr = &p.out, &p.log
-	p.Env = append(os.Environ(), "HOME="+f.dir)
 	if err := p.Start(); err != nil {
-		f.t.Fatal(err)
+		t.Fatal(err)
 	}
 	go func() {
 		p.err = p.Wait()
 		close(p.ended)
 	}()
-	f.t.Cleanup(func() {
+	t.Cleanup(func() {
 		p.kill()
-		if f.t.Failed() {
-			f.t.Logf("process %s:\n%s%s", p.name, tail(p.out.String()), tail(p.log.String()))
+		if t.Failed() {
+			t.Logf("process %s:\n%s%s", p.name, tail(p.out.String()), tail(p.log.String()))
 		}
 	})
 	return p
