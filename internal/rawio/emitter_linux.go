@@ -82,13 +82,14 @@ func OpenEmitter(ifname string, o EmitterOptions) (*Emitter, error) {
 }
 
 func (e *Emitter) open(kind emitterKind, o EmitterOptions) error {
-	family, typ, proto := unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_RAW // of which IP_HDRINCL is a part
+	family, typ, proto := unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_RAW // which includes IP_HDRINCL
 	switch kind {
 	case emitIPv6:
 		family = unix.AF_INET6
 	case emitLink:
 		// For a datagram the kernel writes the Ethernet header. Protocol 0 receives nothing.
 		family, typ, proto = unix.AF_PACKET, unix.SOCK_DGRAM, 0
+	default:
 	}
 	fd, err := unix.Socket(family, typ|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, proto)
 	if kind == emitIPv6 && err == unix.EAFNOSUPPORT {
@@ -114,6 +115,7 @@ func (e *Emitter) open(kind emitterKind, o EmitterOptions) error {
 	case emitIPv6:
 		err = set(unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_LOOP, 1)
 		err = set(unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_IF, e.ifi.Index)
+	default:
 	}
 	if kind != emitLink && err == nil {
 		err = unix.SetsockoptString(fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, e.ifi.Name)

@@ -276,11 +276,7 @@ func (c *UDPConn) Send(items []Outgoing) (n int, failed []SendError, err error) 
 // refusesMerged tells whether an error may be about merging: the device computes no checksums (EIO), a tunnel is in the way
 // (EIO), or the datagrams do not fit the MTU (EMSGSIZE, EINVAL in older kernels).
 func refusesMerged(errno unix.Errno) bool {
-	switch errno {
-	case unix.EIO, unix.EINVAL, unix.EOPNOTSUPP, unix.EMSGSIZE:
-		return true
-	}
-	return false
+	return errno == unix.EIO || errno == unix.EMSGSIZE || errno == unix.EINVAL || errno == unix.EOPNOTSUPP
 }
 
 // fill makes messages of the first items, those behind the first plain ones merged where they can be. An errno is about the
