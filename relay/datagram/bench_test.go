@@ -47,7 +47,7 @@ func BenchmarkEgress(b *testing.B) {
 			var d Datagram
 			for b.Loop() {
 				f := buffer[:copy(buffer, f)]
-				reason := drop.None
+				var reason drop.Reason
 				if f[12] == 8 {
 					reason = d.ParseSS(f)
 				} else {

@@ -207,7 +207,8 @@ func refusals() []struct {
 		{"hop-by-hop options behind others", frame(ip6("[ff02::42:1]:5076", nil, destination, hopByHop)), drop.Malformed},
 		{"hop-by-hop options twice", frame(ip6("[ff02::42:1]:5076", nil, hopByHop, hopByHop)), drop.Malformed},
 		{"destination options twice", frame(ip6("[ff02::42:1]:5076", nil, destination, destination)), drop.Malformed},
-		{"options that are not there", set6(6, 0), drop.Truncated},
+		{"options that are not there", set6(4, 0, 4, 0), drop.Truncated},
+		{"options longer than the packet", set6(6, 0), drop.Truncated},
 		{"IPv6 without UDP header", func() []byte {
 			ip := bytes.Clone(hello6[:40])
 			ip[4], ip[5] = 0, 0

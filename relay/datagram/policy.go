@@ -226,9 +226,7 @@ func (p *Policy) CheckMesh(d *Datagram) drop.Reason {
 			if ports = p.groups[dst]; ports == nil {
 				return drop.Destination
 			}
-		case !dst.Is4():
-			return drop.Destination
-		default:
+		default: // IPv4, for in IPv6 all are for a group
 			if first := dst.As4()[0]; first == 0 || first == 127 || first >= 240 {
 				return drop.Destination
 			}
