@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -139,8 +140,8 @@ var (
 		{1900, []byte("hello"), `udp 5 bytes "hello"`},
 
 		{9, magicPacket, "wake-on-LAN 02:00:00:02:00:0b"},
-		{40000, append(magicPacket[:len(magicPacket):len(magicPacket)], "secret"...), "wake-on-LAN 02:00:00:02:00:0b"},
-		{9, append(magicPacket[:len(magicPacket)-1:len(magicPacket)-1], 0), ""},
+		{40000, append(slices.Clip(magicPacket), "secret"...), "wake-on-LAN 02:00:00:02:00:0b"},
+		{9, append(slices.Clip(magicPacket[:len(magicPacket)-1]), 0), ""},
 
 		{7, nil, "udp 0 bytes"},
 		{7, []byte("Grüße\n\x1b[31m\\"), `udp 14 bytes "Grüße\x0a\x1b[31m\\"`},

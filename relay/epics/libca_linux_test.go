@@ -53,6 +53,9 @@ func listen(t *testing.T, h *lab.Host, port uint16) *net.UDPConn {
 
 // TestLibCASearches lets the client library of EPICS Base search for names, and hears what it broadcasts.
 func TestLibCASearches(t *testing.T) {
+	if testing.Short() {
+		t.Skip("the library takes its time")
+	}
 	names := []string{"SR01:BPM:01:X", "SR01:BPM:02:X.DESC", "twoval88"} // the last one fills its eight bytes: its end takes eight more
 	command, err := epicstest.LibCA(names...)
 	if errors.Is(err, epicstest.ErrNoLibCA) {

@@ -13,9 +13,10 @@ import (
 	"time"
 )
 
-// StatsOptions bound the memory of [Stats]. The zero value is good for a large site.
+// StatsOptions bound the memory of [Stats]. The zero value is good for a large
+// site: 20,000 names of 20 bytes with a client each take 6 MB; all bounds reached at once, by names as long as can be, 16 MB.
 type StatsOptions struct {
-	// MaxNames is how many names are remembered. Default 20,000, some 300 bytes each.
+	// MaxNames is how many names are remembered. Default 20,000.
 	MaxNames int
 	// MaxClients is how many clients are remembered of each name. Default 64.
 	MaxClients int
