@@ -103,8 +103,7 @@ func listen(t testing.TB, broadcast string) []listener {
 		}
 		c := &UDPConn{fd: fd, tx: new(udpSender), rx: newUDPReceiver()}
 		t.Cleanup(func() { c.Close() })
-		err = errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1),
-			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 1<<20))
+		err = errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1), setBuffers(fd, 1<<20, 0))
 		if family == unix.AF_INET6 {
 			err = errors.Join(err, unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1))
 		}
