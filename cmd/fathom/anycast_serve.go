@@ -206,6 +206,12 @@ func (a *app) runController(ctx context.Context, o *controllerOptions) error {
 
 // serveMetrics serves metrics at an address, unless that is empty, until ctx ends.
 func serveMetrics(ctx context.Context, group *errgroup.Group, address string, registry *prometheus.Registry) error {
+	return serveHealth(ctx, group, address, registry, nil)
+}
+
+// serveHealth serves metrics and, if ready tells about it, the answers that orchestrators of containers want: /healthz
+// while the program runs, /readyz while it can do its work.
+func serveHealth(ctx context.Context, group *errgroup.Group, address string, registry *prometheus.Registry, ready func() bool) error {
 	if address == "" {
 		return nil
 	}
@@ -215,6 +221,16 @@ func serveMetrics(ctx context.Context, group *errgroup.Group, address string, re
 	}
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	if ready != nil {
+		mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+		mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+			if !ready() {
+				http.Error(w, "not ready", http.StatusServiceUnavailable)
+				return
+			}
+			fmt.Fprintln(w, "ready")
+		})
+	}
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 	group.Go(func() error {
 		<-ctx.Done()

@@ -38,6 +38,9 @@ type app struct {
 
 	lookupEnv func(string) (string, bool)
 
+	// calledAs is the name that the program was started under.
+	calledAs string
+
 	// log is for diagnostics; it shows warnings, and everything with --verbose.
 	log   *slog.Logger
 	level slog.LevelVar
@@ -72,8 +75,11 @@ func newApp() *app {
 func (a *app) run(ctx context.Context, argv []string) int {
 	out := &checkedWriter{Writer: a.stdout}
 	a.stdout = out
+	if len(argv) > 0 {
+		a.calledAs = programName(argv[0])
+	}
 	root := newRootCommand(a)
-	root.SetArgs(commandLine(argv))
+	root.SetArgs(commandLine(root, argv))
 	cmd, err := root.ExecuteContextC(ctx)
 	if out.err != nil {
 		a.started = true // the command line was right

@@ -802,6 +802,11 @@ func relayInterface(t *testing.T) {
 		}
 		return addAddress(address)
 	})
+	for _, host := range []string{"core", "h1"} { // the lab has told them the Ethernet address that was
+		on(host, func() error {
+			return netlink.NeighDel(&netlink.Neigh{LinkIndex: link().Attrs().Index, IP: a.AsSlice()})
+		})
+	}
 	check("made anew")
 }
 

@@ -19,6 +19,7 @@ import (
 // The groups that help lists commands under.
 const (
 	groupMeasure = "Measure"
+	groupJoin    = "Join networks"
 	groupLab     = "Build networks"
 	groupProgram = "The program"
 )
@@ -32,6 +33,7 @@ var commands = []struct {
 	{groupMeasure, newTraceCommand},
 	{groupMeasure, newMtrCommand},
 	{groupMeasure, newAnycastCommand},
+	{groupJoin, newRelayCommand},
 	{groupLab, newLabCommand},
 	{groupLab, newDemoCommand},
 	{groupProgram, newVersionCommand},
@@ -40,28 +42,36 @@ var commands = []struct {
 }
 
 // calledAs gives the subcommand for each name of a link to the program that is a command of its own.
-var calledAs = map[string]string{}
+var calledAs = map[string]string{"snowsignal": "relay"}
+
+func programName(path string) string { return strings.TrimSuffix(filepath.Base(path), ".exe") }
 
 // commandLine gives the arguments for the root command: argv without the program's name, or with
-// the subcommand in place of a name in calledAs.
-func commandLine(argv []string) []string {
+// the subcommand in place of a name in calledAs, and those of relay in our words.
+func commandLine(root *cobra.Command, argv []string) []string {
 	if len(argv) == 0 {
 		return []string{}
 	}
-	name := strings.TrimSuffix(filepath.Base(argv[0]), ".exe")
-	if sub, ok := calledAs[name]; ok {
-		return append([]string{sub}, argv[1:]...)
+	args := argv[1:]
+	if sub, ok := calledAs[programName(argv[0])]; ok {
+		args = append([]string{sub}, args...)
 	}
-	return argv[1:]
+	if len(args) > 0 && args[0] == "relay" {
+		if cmd, _, err := root.Find(args[:1]); err == nil {
+			return append([]string{"relay"}, relayArgs(cmd, args[1:])...)
+		}
+	}
+	return args
 }
 
 func newRootCommand(a *app) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "fathom",
-		Short: "Measure networks to their depth",
-		Long: `Fathom shows every path between hosts, from the wire up: probes by the
-hundred thousand, traces that see load balancers, a live view of a path, and
-a lab that builds whole networks on one machine without root.`,
+		Short: "Join networks, and measure them to their depth",
+		Long: `Fathom joins hosts whose networks keep them apart, and shows every path between
+them: probes by the hundred thousand, traces that see load balancers, anycast
+measured from its sites, broadcasts carried between segments, and a lab that
+builds whole networks on one machine without root.`,
 		Version:       buildVersion().Version,
 		SilenceErrors: true,
 		SilenceUsage:  true,

@@ -28,7 +28,7 @@ func TestCommandLineOfALink(t *testing.T) {
 		{[]string{"fathometers", "h"}, []string{"h"}},
 	}
 	for _, tt := range tests {
-		if diff := cmp.Diff(tt.want, commandLine(tt.argv)); diff != "" {
+		if diff := cmp.Diff(tt.want, commandLine(newRootCommand(newApp()), tt.argv)); diff != "" {
 			t.Errorf("%q (-want +got):\n%s", tt.argv, diff)
 		}
 	}

@@ -1,0 +1,373 @@
+// Copyright The Fathom Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/seed5728abee/fathom/relay"
+	"github.com/seed5728abee/fathom/relay/control"
+	"github.com/seed5728abee/fathom/relay/mesh"
+)
+
+// registerControl adds the option that names the relay to ask.
+func registerControl(cmd *cobra.Command, name *string) {
+	cmd.Flags().StringVar(name, "control", "", "ask the relay with this `name` (default: the only one that runs here)")
+}
+
+func dialRelay(name string) (*control.Client, error) {
+	c, err := control.Dial(name)
+	switch {
+	case errors.Is(err, control.ErrNoRelay) && name != "":
+		return nil, fmt.Errorf("relay %s: %w", name, err)
+	case errors.Is(err, control.ErrNoRelay):
+		return nil, withHint(err, "A relay is found from its own host, or container, only.")
+	case errors.Is(err, control.ErrSeveral):
+		return nil, withHint(err, "Name one with --control.")
+	}
+	return c, err
+}
+
+func newRelayStatusCommand(a *app) *cobra.Command {
+	var name string
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show what the relay on this host is doing",
+		Long: `Show what the relay on this host is doing: its segments, its peers with the time
+that a datagram takes there and back, what it dropped and why, and who
+broadcasts most.`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := dialRelay(name)
+			if err != nil {
+				return err
+			}
+			s, err := c.Status(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return a.printJSON(s)
+			}
+			return a.printRelayStatus(&s)
+		},
+	}
+	registerControl(cmd, &name)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
+	return cmd
+}
+
+func (a *app) printRelayStatus(s *relay.Status) error {
+	state := "ready"
+	if !s.Ready {
+		state = "NOT READY"
+	}
+	fmt.Fprintf(a.stdout, "relay %s, %s since %s, ports %s", s.ID, state, s.Started.Local().Format("2006-01-02 15:04:05"), cmp.Or(s.Ports, "none"))
+	if len(s.Groups) > 0 {
+		fmt.Fprintf(a.stdout, ", groups %s", strings.Join(s.Groups, " "))
+	}
+	fmt.Fprintf(a.stdout, "\nmesh %s on %v: %d datagrams received, %d sent\n\n", s.Mesh.Mode, s.Mesh.Listen, s.Mesh.Received, s.Mesh.Sent)
+
+	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "SEGMENT\tSTATE\tADDRESS\tCAPTURED\tRELAYED\tEMITTED\tKERNEL DROPS\tOTHER RELAYS")
+	for _, g := range s.Segments {
+		state := "serving"
+		switch {
+		case !g.Up:
+			state = "down: " + g.Problem
+		case !g.Serving:
+			state = "standby"
+		}
+		address := "-"
+		if len(g.Prefixes) > 0 {
+			address = g.Prefixes[0].String()
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%d\t%d\t%s\n", g.Interface, state, address, g.Captured, g.Relayed, g.Emitted, g.KernelDropped,
+			cmp.Or(strings.Join(g.Relays, " "), "-"))
+	}
+	fmt.Fprintln(w)
+	if len(s.Peers) == 0 {
+		fmt.Fprintln(w, "no peers")
+	} else {
+		fmt.Fprintln(w, "PEER\tKIND\tSTATE\tRTT\tLAST HEARD\tSENT\tRECEIVED\tVERSION")
+		for _, p := range s.Peers {
+			fmt.Fprintln(w, peerLine(&p))
+		}
+	}
+	for _, source := range s.Sources {
+		if source.Problem != "" {
+			fmt.Fprintf(w, "\n%s: %s (peers known before are kept)\n", source.Name, source.Problem)
+		}
+	}
+	var drops bool
+	drop := func(where string, counts map[string]uint64) {
+		for _, reason := range slices.SortedFunc(maps.Keys(counts), func(a, b string) int {
+			return cmp.Or(cmp.Compare(counts[b], counts[a]), cmp.Compare(a, b))
+		}) {
+			if !drops {
+				fmt.Fprintln(w, "\nDROPPED\tREASON\tCOUNT")
+				drops = true
+			}
+			fmt.Fprintf(w, "%s\t%s\t%d\n", where, reason, counts[reason])
+		}
+	}
+	for _, g := range s.Segments {
+		drop("from "+g.Interface, g.Dropped)
+		drop("to "+g.Interface, g.NotEmitted)
+	}
+	drop("mesh", s.Mesh.Dropped)
+	for _, g := range s.Segments {
+		if len(g.Talkers) == 0 {
+			continue
+		}
+		fmt.Fprintf(w, "\nTOP TALKERS\t%s\tBROADCASTS/MIN\tBYTES/MIN\tOVER THE LIMIT\n", g.Interface)
+		for _, t := range g.Talkers {
+			fmt.Fprintf(w, "\t%v\t%d\t%d\t%d\n", t.Source, t.Packets, t.Bytes, t.Dropped)
+		}
+	}
+	return w.Flush()
+}
+
+func peerLine(p *mesh.PeerStatus) string {
+	rtt, heard := "-", "never"
+	if p.RTT > 0 {
+		rtt = p.RTT.Round(time.Microsecond).String()
+	}
+	if !p.LastHeard.IsZero() {
+		heard = time.Since(p.LastHeard).Round(100*time.Millisecond).String() + " ago"
+	}
+	who := p.Address.String()
+	if p.Name != "" {
+		who += " " + p.Name
+	}
+	return fmt.Sprintf("%s\t%v\t%v\t%s\t%s\t%d\t%d\t%s", who, p.Kind, p.State, rtt, heard, p.Sent.Broadcasts, p.Received.Broadcasts, cmp.Or(p.Version, "-"))
+}
+
+func newRelayWatchCommand(a *app) *cobra.Command {
+	var name string
+	var asJSON, all bool
+	cmd := &cobra.Command{
+		Use:   "watch",
+		Short: "Show broadcasts as the relay handles them",
+		Long: `Show each broadcast that the relay on this host relays from a segment or puts on
+one, and what it says where the protocol is known: Channel Access, PVAccess,
+multicast DNS, SSDP, Wake-on-LAN. With --all also what it drops, and why.`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := dialRelay(name)
+			if err != nil {
+				return err
+			}
+			events, err := c.Watch(cmd.Context())
+			if err != nil {
+				return err
+			}
+			enc := json.NewEncoder(a.stdout)
+			enc.SetEscapeHTML(false)
+			for e, err := range events {
+				if err != nil {
+					return fmt.Errorf("relay %s: %w", c.Name(), err)
+				}
+				if e.Action == relay.Dropped && !all {
+					continue
+				}
+				if asJSON {
+					err = enc.Encode(e)
+				} else {
+					err = a.printRelayEvent(&e)
+				}
+				if err != nil {
+					return err
+				}
+			}
+			if cmd.Context().Err() == nil {
+				return fmt.Errorf("relay %s has ended", c.Name())
+			}
+			return nil // asked to end
+		},
+	}
+	registerControl(cmd, &name)
+	cmd.Flags().BoolVar(&all, "all", false, "also show what is dropped")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object a line")
+	return cmd
+}
+
+func (a *app) printRelayEvent(e *relay.Event) error {
+	if e.Missed > 0 {
+		fmt.Fprintf(a.stderr, "%s left out: this terminal is too slow\n", count(e.Missed, "broadcast"))
+	}
+	what := string(e.Action)
+	if e.Reason != "" {
+		what += " (" + e.Reason + ")"
+	}
+	way := e.Interface
+	if e.Peer != "" {
+		way = e.Peer + " > " + cmp.Or(e.Interface, "-")
+	}
+	_, err := fmt.Fprintf(a.stdout, "%s  %-8s %s  %v > %v  %s\n", e.Time.Local().Format("15:04:05.000000"), what, way, e.Source, e.Destination, e.Text)
+	return err
+}
+
+func newRelaySearchesCommand(a *app) *cobra.Command {
+	var name, contains string
+	var top int
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "searches",
+		Short: "Show who searches for which process variables, and how often",
+		Long: `Show for which process variables (EPICS) the clients on all segments search, who
+they are and how often they ask: a name that nobody serves is asked for again
+and again. The relay counts with --count-searches.
+
+Answers are unicast, so that a relay does not see who was found.`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := dialRelay(name)
+			if err != nil {
+				return err
+			}
+			report, err := c.Searches(cmd.Context(), top, contains)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return a.printJSON(report)
+			}
+			w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
+			fmt.Fprintln(w, "NAME\tSEARCHES\tPER MINUTE\tCLIENTS\tLAST\tWHO")
+			for _, n := range report.Names {
+				var who []string
+				for _, c := range n.Clients {
+					who = append(who, c.Addr.String())
+				}
+				const shown = 3
+				if len(who) > shown {
+					who = append(who[:shown], "...")
+				}
+				fmt.Fprintf(w, "%s\t%d\t%.1f\t%d\t%s ago\t%s\n", n.Name, n.Count, n.PerMinute, len(n.Clients),
+					time.Since(n.Last).Round(time.Second), strings.Join(who, " "))
+			}
+			return w.Flush()
+		},
+	}
+	registerControl(cmd, &name)
+	cmd.Flags().IntVar(&top, "top", 20, "show so many `names`, those most searched for first; 0 for all")
+	cmd.Flags().StringVar(&contains, "contains", "", "show names that contain this `text`")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
+	return cmd
+}
+
+func newRelayTestCommand(a *app) *cobra.Command {
+	var name string
+	var port uint16
+	wait := defaultTestWait
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "test",
+		Short: "Prove that a broadcast crosses to each peer",
+		Long: `Send a real broadcast on each segment of the relay on this host, and show which
+relays put it on their segments. It goes the whole way: through capture, mesh
+and emission. SnowSignal's relays carry it, but cannot report.
+
+The exit code is 0 if every peer that is one of ours reports that it emitted, or
+that another relay serves its segment.`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := dialRelay(name)
+			if err != nil {
+				return err
+			}
+			return a.testRelay(cmd.Context(), c, port, wait, asJSON)
+		},
+	}
+	registerControl(cmd, &name)
+	cmd.Flags().Uint16Var(&port, "port", 0, "broadcast to this UDP `port`; it must be one that is relayed (default: the relay's first)")
+	durationVarP(cmd.Flags(), &wait, "timeout", "w", defaultTestWait, "wait so long for reports")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object a line")
+	return cmd
+}
+
+func (a *app) testRelay(ctx context.Context, c *control.Client, port uint16, wait time.Duration, asJSON bool) error {
+	reports, err := c.Test(ctx, port, wait)
+	if err != nil {
+		return err
+	}
+	enc := json.NewEncoder(a.stdout)
+	failed := 0
+	for r, err := range reports {
+		if err != nil {
+			return fmt.Errorf("relay %s: %w", c.Name(), err)
+		}
+		if !r.OK {
+			failed++
+		}
+		if asJSON {
+			err = enc.Encode(r)
+		} else {
+			verdict := "ok"
+			if !r.OK {
+				verdict = "FAILED"
+			}
+			took := "-"
+			if r.Took > 0 {
+				took = r.Took.Round(time.Microsecond).String()
+			}
+			_, err = fmt.Fprintf(a.stdout, "%-28s %-16s %-44s %10s  %s\n", r.Peer, cmp.Or(r.Segment, "-"), r.Outcome, took, verdict)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if failed > 0 {
+		return fmt.Errorf("the broadcast did not cross everywhere: %s failed", count(failed, "check"))
+	}
+	return nil
+}
+
+func newRelayKeygenCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "keygen [FILE]",
+		Short: "Make a key for a mesh",
+		Long: `Make a key that all relays of a mesh share, and print it, or put it into a new
+file that only its owner can read.
+
+To change the key while all relays keep working: add the new one as the last
+line of every relay's file and send each relay SIGHUP; then move it to the first
+line everywhere, and SIGHUP; then remove the old one, and SIGHUP.`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			line, err := mesh.GenerateKey().AppendText(nil)
+			if err != nil {
+				return err
+			}
+			text := string(line) + "\n"
+			if len(args) == 0 {
+				_, err := fmt.Fprint(a.stdout, text)
+				return err
+			}
+			f, err := os.OpenFile(args[0], os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+			if err != nil {
+				return err
+			}
+			_, err = f.WriteString(text)
+			return errors.Join(err, f.Close())
+		},
+	}
+}
