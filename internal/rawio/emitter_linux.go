@@ -26,11 +26,14 @@ type EmitterOptions struct {
 // Emitter puts whole IP packets, made by others, on the segment of one interface. It does so with raw sockets
 // (IP_HDRINCL in raw(7)), not packet sockets: the host's own applications get broadcasts and multicasts too, once.
 //
-// On the wire a frame comes from the interface's own MAC address and goes to everybody, or to the group's MAC address. The kernel
-// does not fragment. In an IPv4 header it
+// On the wire a frame comes from the interface's own MAC address and goes to everybody, or to the group's MAC address.
+// What is not 255.255.255.255, a broadcast address of the interface or a group is a single host for the kernel, which
+// asks for its MAC address.
+//
+// The kernel does not fragment. Fragments may be emitted as such; applications get them in one piece. In an IPv4 header the kernel
 //
 //   - writes total length and checksum, to what they should be;
-//   - makes up an ID where it is 0 and DF is not set;
+//   - makes up an ID where it is 0 and DF is not set, another for each fragment;
 //   - keeps everything else, the source also if it is another host's and rp_filter is strict.
 //
 // An IPv6 header stays as it is. Packets of IPv4 from 0.0.0.0, whose source the kernel would fill in, take a packet
@@ -109,6 +112,8 @@ func (e *Emitter) open(kind emitterKind, o EmitterOptions) error {
 	case emitIPv4:
 		err = set(unix.SOL_SOCKET, unix.SO_BROADCAST, 1)
 		err = set(unix.IPPROTO_IP, unix.IP_MULTICAST_LOOP, 1)
+		// Connection tracking would collect fragments, and make others.
+		err = set(unix.IPPROTO_IP, unix.IP_NODEFRAG, 1)
 		if err == nil {
 			err = unix.SetsockoptIPMreqn(fd, unix.IPPROTO_IP, unix.IP_MULTICAST_IF, &unix.IPMreqn{Ifindex: int32(e.ifi.Index)})
 		}

@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -228,6 +229,58 @@ func TestEmitter(t *testing.T) {
 			t.Errorf("Emit: %d, %v, %v; want %v", n, failed, err, want)
 		}
 		receiveN(t, wire, 3)
+		for _, app := range apps[:1] {
+			receiveDatagrams(t, app.UDPConn, 2, 4)
+		}
+
+		// Fragments stay what they are on the wire, and are one datagram to an application.
+		whole := emitted{"203.0.113.7", "255.255.255.255", 5064, 77, 0, 1, payload(1, 2000)}.packet()
+		var fragments [][]byte
+		for off := 0; off < 2008; off += 1480 {
+			end := min(off+1480, 2008)
+			h := bytes.Clone(whole[:20])
+			binary.BigEndian.PutUint16(h[2:], uint16(20+end-off))
+			field := uint16(off / 8)
+			if end < 2008 {
+				field |= 0x2000
+			}
+			binary.BigEndian.PutUint16(h[6:], field)
+			h[10], h[11] = 0, 0
+			binary.BigEndian.PutUint16(h[10:], ^onesSum(h))
+			fragments = append(fragments, append(h, whole[20+off:20+end]...))
+		}
+		if n, failed, err := e.Emit(fragments); n != 2 || len(failed) > 0 || err != nil {
+			t.Errorf("Emit fragments: %d, %v, %v", n, failed, err)
+		}
+		data, _ := receiveN(t, wire, 2)
+		for i, d := range data {
+			if !bytes.Equal(d[14:], fragments[i]) {
+				t.Errorf("fragment %d:\ngot  %x\nwant %x", i, d[14:], fragments[i])
+			}
+		}
+		if in := receiveDatagrams(t, apps[0].UDPConn, 1, 4)[0]; !bytes.Equal(in.Data, payload(1, 2000)) {
+			t.Errorf("from fragments an application got %d bytes, want 2000", len(in.Data))
+		}
+
+		// What an application of this host sends to everybody is seen once, as going out; its copy for this host is not.
+		if err := errors.Join(unix.SetsockoptInt(apps[0].FD(), unix.SOL_SOCKET, unix.SO_BROADCAST, 1),
+			unix.SetsockoptIPMreqn(apps[0].FD(), unix.IPPROTO_IP, unix.IP_MULTICAST_IF, &unix.IPMreqn{Ifindex: int32(e.Interface().Index)}),
+		); err != nil {
+			t.Fatal(err)
+		}
+		for _, to := range [][4]byte{{192, 0, 2, 255}, {239, 1, 2, 3}} {
+			if err := unix.Sendto(apps[0].FD(), body, 0, &unix.SockaddrInet4{Port: 5064, Addr: to}); err != nil {
+				t.Fatal(err)
+			}
+			receiveDatagrams(t, apps[0].UDPConn, 1, 4)
+			if _, frames := receiveN(t, own, 1); !frames[0].Outgoing {
+				t.Errorf("what goes to %v is not marked as going out", to)
+			}
+		}
+		receiveN(t, wire, 2)
+		if n, err := own.Receive(make([]Frame, 4)); n != 0 || err != nil {
+			t.Errorf("%d frames too many, %v", n, err)
+		}
 	})
 }
 
@@ -343,6 +396,17 @@ func TestNetRawOnly(t *testing.T) {
 		if _, err := LookupInterface("a"); err != nil {
 			t.Error(err)
 		}
+		// Without any the error says what is missing.
+		if err := unix.Capset(&header, &new([2]unix.CapUserData)[0]); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := OpenEmitter("a", EmitterOptions{}); !errors.Is(err, unix.EPERM) || !strings.Contains(err.Error(), "CAP_NET_RAW") {
+			t.Errorf("OpenEmitter without CAP_NET_RAW: %v", err)
+		}
+		if _, err := OpenUDP(UDPOptions{Mark: 5}); !errors.Is(err, unix.EPERM) {
+			t.Errorf("OpenUDP with a mark without CAP_NET_RAW: %v", err)
+		}
+		openUDP(t, UDPOptions{Device: "a"})
 	})
 }
 
