@@ -141,7 +141,7 @@ func (e *Election) Heard(a Announcement, from MAC, now int64) (fresh bool) {
 	if a.Relay == e.config.Relay && n.Ours && !e.twin {
 		e.twin = true
 		e.log.Warn("another relay has this relay's ID: two segments of this host are joined, or an address is used twice",
-			"relay", net.HardwareAddr(a.Relay[:]), "address", net.HardwareAddr(from[:]))
+			"relay", macString(a.Relay), "address", macString(from))
 	}
 	e.electLocked(now)
 	return fresh
@@ -174,7 +174,7 @@ func (e *Election) logLocked(message string, n Neighbour, now int64) {
 		e.minute, e.lines = now, 0
 	}
 	if e.lines++; e.lines <= maxLines {
-		e.log.Info(message, "relay", net.HardwareAddr(n.Relay[:]), "address", net.HardwareAddr(n.MAC[:]), //nolint:sloglint // one of two messages
+		e.log.Info(message, "relay", macString(n.Relay), "address", macString(n.MAC),
 			"same_mesh", n.Ours, "trusted", n.Trusted)
 	}
 }
@@ -214,7 +214,7 @@ func (e *Election) electLocked(now int64) {
 		if serving {
 			e.log.Info("this relay serves the segment")
 		} else {
-			e.log.Info("another relay serves the segment", "relay", net.HardwareAddr(by.Relay[:]))
+			e.log.Info("another relay serves the segment", "relay", macString(by.Relay))
 		}
 	}
 }
@@ -248,3 +248,5 @@ func (e *Election) AppendRelays(macs []MAC, now int64) []MAC {
 func compareNeighbours(a, b Neighbour) int {
 	return cmp.Or(bytes.Compare(a.Relay[:], b.Relay[:]), bytes.Compare(a.MAC[:], b.MAC[:]))
 }
+
+func macString(m MAC) string { return net.HardwareAddr(m[:]).String() }

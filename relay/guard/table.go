@@ -54,21 +54,22 @@ type table struct {
 // its set, but never that of keep.
 func (t *table) at(key, keep Key, tick uint32) (e *entry, found bool) {
 	set := (*[ways]entry)(t.entries[uint64(key)>>32&t.mask*ways:])
-	var age uint32
 	for i := range set {
-		s := &set[i]
-		if s.key == key {
-			return s, true
-		}
-		if s.key == 0 {
-			if age != ^uint32(0) {
-				e, age = s, ^uint32(0)
-			}
-		} else if a := min(tick-s.last, ^uint32(0)-1); s.key != keep && (e == nil || a > age) {
-			e, age = s, a
+		if set[i].key == key {
+			return &set[i], true
 		}
 	}
-	return e, false
+	oldest, age := 0, int64(-1)
+	for i := range set {
+		s := &set[i]
+		if s.key == 0 {
+			return s, false
+		}
+		if a := int64(tick - s.last); a > age && s.key != keep {
+			oldest, age = i, a
+		}
+	}
+	return &set[oldest], false
 }
 
 // resize makes a table of n entries, a power of two, with those that live on.
