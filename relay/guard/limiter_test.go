@@ -111,7 +111,7 @@ func TestExcesses(t *testing.T) {
 	for i := range 20_000 {
 		l.Allow(address(i%1000), 100, second)
 	}
-	if got := report(second); len(got) != 65 || !slices.ContainsFunc(got, func(x guard.Excess) bool { return !x.Source.IsValid() }) {
+	if got := report(second); len(got) < 64 || len(got) > 65 || !slices.ContainsFunc(got, func(x guard.Excess) bool { return !x.Source.IsValid() }) {
 		t.Errorf("%d excesses reported", len(got))
 	}
 }
