@@ -228,7 +228,7 @@ func TestConfigErrors(t *testing.T) {
 		{Config{Ports: ports, Prefixes: []netip.Prefix{{}}}, "not a policy: invalid prefix of the interface"},
 		{Config{Ports: ports, Allow: []netip.Prefix{{}}}, "not a policy: invalid Prefix is not a prefix of sources"},
 		{Config{Ports: ports, Deny: prefixes("::ffff:10.0.0.0/104")}, "not a policy: ::ffff:10.0.0.0/104 is not a prefix of sources"},
-		{Config{Ports: ports, Allow: prefixes("10.0.0.1/8"), Deny: prefixes("10.0.0.0/8")}, "not a policy: sources 10.0.0.0/8 are both allowed and denied"},
+		{Config{Ports: ports, Allow: prefixes("10.0.0.0/8"), Deny: prefixes("10.0.0.1/8")}, "not a policy: sources 10.0.0.0/8 are both allowed and denied"},
 	} {
 		p, err := NewPolicy(c.config)
 		if p != nil || !errors.Is(err, ErrConfig) || err.Error() != c.want {

@@ -241,6 +241,7 @@ func TestOverlaps(t *testing.T) {
 		"other bytes in part":                {[][]byte{of(ip, 8, 40), of(other, 32, 64), of(ip, 0, 8), of(ip, 40, 100)}, 1},
 		"other bytes inside":                 {[][]byte{of(ip, 0, 64), of(other, 8, 16)}, 1},
 		"another end":                        {[][]byte{last(ip, 40, 100), last(ip, 40, 90)}, 1},
+		"an end before older data":           {[][]byte{of(ip, 40, 80), of(ip, 0, 40), last(ip, 40, 64)}, 2},
 		"an end before other data":           {[][]byte{of(ip, 40, 80), last(ip, 8, 64)}, 1},
 		"an end where data goes on":          {[][]byte{of(ip, 40, 80), last(ip, 72, 80)}, 1},
 		"data behind the end":                {[][]byte{last(ip, 40, 64), of(ip, 64, 80)}, 1},
@@ -468,6 +469,19 @@ func TestBounds(t *testing.T) {
 	r.Expire(epoch.Add(time.Hour))
 	if r.freeBlocks != nil || r.freeSets != nil || r.whole != nil || r.sets != nil {
 		t.Error("memory is held while idle")
+	}
+}
+
+// TestFirstHeaderCounts has the first fragment come twice, with another time to live.
+func TestFirstHeaderCounts(t *testing.T) {
+	ip := ip4("255.255.255.255:5076", payload(92))
+	pieces := cut(ip, 5, 40)
+	var r Reassembler
+	add(t, &r, pieces[0], 0, epoch)
+	add(t, &r, change(pieces[0], 8, 3), 0, epoch)
+	d, reason := add(t, &r, pieces[1], 0, epoch)
+	if d == nil || !bytes.Equal(d.IP, without(ip, 5)) {
+		t.Errorf("%v: %+v", reason, d)
 	}
 }
 
