@@ -64,12 +64,16 @@ type Announcement struct {
 	Token    [8]byte // random, for this segment and this run of the relay
 	Sequence uint64  // goes up by one with each announcement of a token
 	Ready    bool    // it can serve: has its mesh, is not told only to listen, is not about to leave
+	Serving  bool    // it does: what comes from its address are broadcasts of other segments, otherwise its host's own
 
 	// MeshAddrs is where the mesh finds the relay, at most MaxAddrs.
 	MeshAddrs []netip.AddrPort
 }
 
-const flagReady = 1
+const (
+	flagReady   = 1 << 0
+	flagServing = 1 << 1
+)
 
 // Append appends the whole Ethernet frame, without its checksum, at least 60 bytes long.
 // Addresses beyond MaxAddrs are left out.
@@ -79,6 +83,9 @@ func (a *Announcement) Append(b []byte, from MAC) []byte {
 	var flags byte
 	if a.Ready {
 		flags |= flagReady
+	}
+	if a.Serving {
+		flags |= flagServing
 	}
 	b = append(b, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff)
 	b = append(b, from[:]...)
@@ -125,7 +132,7 @@ func Parse(frame []byte) (a Announcement, from MAC, err error) {
 	if b[4] < announcementVersion || from[0]&1 != 0 || from == (MAC{}) || a.Relay == (MAC{}) {
 		return Announcement{}, MAC{}, drop.Malformed
 	}
-	a.Ready = b[5]&flagReady != 0
+	a.Ready, a.Serving = b[5]&flagReady != 0, b[5]&flagServing != 0
 	a.Mesh = [8]byte(b[14:22])
 	a.Token = [8]byte(b[22:30])
 	a.Sequence = binary.BigEndian.Uint64(b[30:38])

@@ -38,12 +38,12 @@ var announcements = []struct {
 		name: "ready, with addresses",
 		a: guard.Announcement{
 			Relay: guard.MAC{2, 0, 0, 0, 0, 7}, Mesh: [8]byte{0xb0, 1, 2, 3, 4, 5, 6, 7},
-			Token: [8]byte{0xa0, 1, 2, 3, 4, 5, 6, 7}, Sequence: 1, Ready: true,
+			Token: [8]byte{0xa0, 1, 2, 3, 4, 5, 6, 7}, Sequence: 1, Ready: true, Serving: true,
 			MeshAddrs: []netip.AddrPort{
 				netip.MustParseAddrPort("192.0.2.7:7124"), netip.MustParseAddrPort("[2001:db8::7]:7125"),
 			},
 		},
-		hex: "ffffffffffff 020000000009 88b5 4654484d 01010200 020000000007 b001020304050607 a001020304050607 0000000000000001" +
+		hex: "ffffffffffff 020000000009 88b5 4654484d 01030200 020000000007 b001020304050607 a001020304050607 0000000000000001" +
 			"04 c0000207 1bd4 10 20010db8000000000000000000000007 1bd5",
 	},
 }

@@ -35,8 +35,8 @@ func LocalSource(segment int) uint32 { return 1<<31 | uint32(segment) }
 
 // Copies keeps the accounts of one segment: how often each datagram of the last
 // second was there, and how often each source has sent it. It is for a relay
-// that serves its segment; one that stands by makes no entries, so that all
-// accounts begin at nought when it takes over.
+// that serves its segment; one that stands by calls neither Captured nor Received, so
+// that all accounts begin at nought when it takes over.
 //
 // Its size follows the traffic, from 160 kB to 5 MB. Beyond that (some 100,000 different
 // datagrams per second) the oldest are forgotten early.
@@ -52,6 +52,7 @@ type Copies struct {
 
 	own     []MAC
 	relays  []MAC              // that are known
+	honest  []MAC              // of ours, that say themselves when they serve
 	learned [maxRelays]suspect // that were found out
 	nlearn  int                // how many of them
 	used    uint64             // how often the table was used since the last Tick
@@ -73,11 +74,28 @@ func (c *Copies) SetStorm(limit int) { c.limit = uint32(max(0, min(limit, 1<<16-
 // SetOwn sets the addresses of the interfaces of this host.
 func (c *Copies) SetOwn(own []MAC) { c.own = append(c.own[:0], own...) }
 
-// SetRelays sets the addresses that are known to be relays': those that an
-// [Election] hears, and those of peers that are neighbours on the segment. What
-// comes from them is never relayed. A relay of ours therefore has to take the
-// broadcasts of its own host itself, even when it stands by.
-func (c *Copies) SetRelays(relays []MAC) { c.relays = append(c.relays[:0], relays...) }
+// SetNeighbours says who else on the segment is a relay: those that an [Election]
+// hears, and the addresses of peers of another kind that are neighbours there.
+// What comes from a relay that serves is never relayed again. What comes from one of ours that
+// stands by is its host's own, and relayed as that of any host.
+func (c *Copies) SetNeighbours(ours []Neighbour, others []MAC) {
+	c.relays = append(c.relays[:0], others...)
+	c.honest = c.honest[:0]
+	for _, n := range ours {
+		if !n.Trusted {
+			continue
+		}
+		c.honest = append(c.honest, n.MAC)
+		if n.Serving {
+			c.relays = append(c.relays, n.MAC)
+		}
+		for i := range c.learned[:c.nlearn] {
+			if c.learned[i].mac == n.MAC {
+				c.learned[i].until = 0
+			}
+		}
+	}
+}
 
 // Relays returns the addresses that were found to be relays'.
 func (c *Copies) Relays(now int64) []MAC {
@@ -243,8 +261,9 @@ func (c *Copies) relay(mac MAC, now int64) bool {
 // accuse remembers an address as a relay's, because it has repeated the datagram
 // k of another.
 func (c *Copies) accuse(k Key, birth uint16, mac MAC, now int64) {
-	if k&anonymous != 0 || slices.Contains(c.relays, mac) {
-		return // two hosts without an address yet may well say the same
+	// Two hosts without an address yet may well say the same.
+	if k&anonymous != 0 || slices.Contains(c.relays, mac) || slices.Contains(c.honest, mac) {
+		return
 	}
 	oldest := 0
 	for i := range c.learned[:c.nlearn] {

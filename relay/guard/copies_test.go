@@ -255,7 +255,7 @@ func TestRelaysAreRemembered(t *testing.T) {
 	check(7, 5*60*s+25*s, drop.None)
 
 	// A datagram of a relay is there all the same.
-	c.SetRelays([]MAC{partner})
+	c.SetNeighbours(nil, []MAC{partner})
 	if got := c.Captured(testKey(8), partner, false, 400*s); got != drop.Rebroadcast {
 		t.Errorf("from a known relay: %v, want %v", got, drop.Rebroadcast)
 	}
@@ -269,6 +269,38 @@ func TestRelaysAreRemembered(t *testing.T) {
 	c.Received(testKey(9), partner, 1, 400*s)
 	if got := c.Captured(testKey(9), host, false, 400*s); got != drop.None {
 		t.Errorf("repeat of a host whose first a known relay has repeated: %v", got)
+	}
+}
+
+// TestOurs has a relay of ours beside this one. In the first moment both serve and do
+// not know each other; then it says that it stands by, and its host is one like any.
+func TestOurs(t *testing.T) {
+	c := newCopies()
+	for n := range 2 {
+		c.Received(testKey(n), host, 1, 0)
+		c.Captured(testKey(n), partner, false, 0)
+	}
+	for _, test := range []struct {
+		name             string
+		trusted, serving bool
+		want             drop.Reason
+	}{
+		{"unconfirmed", false, false, drop.Rebroadcast}, // found out
+		{"serving", true, true, drop.Rebroadcast},
+		{"standing by", true, false, drop.None},
+		{"unconfirmed again", false, false, drop.None},
+	} {
+		c.SetNeighbours([]Neighbour{{Announcement: Announcement{Serving: test.serving}, MAC: partner, Trusted: test.trusted}}, nil)
+		if got := c.Captured(KeyOf(netip.AddrPort{}, 0, []byte(test.name)), partner, false, s); got != test.want {
+			t.Errorf("%s: %v, want %v", test.name, got, test.want)
+		}
+		if test.trusted {
+			// Whatever it repeats, it is not found out.
+			for n := range 2 {
+				c.Received(testKey(10+n), host, 1, s)
+				c.Captured(testKey(10+n), partner, false, s)
+			}
+		}
 	}
 }
 
@@ -416,7 +448,7 @@ func TestTableGrowsAndShrinks(t *testing.T) {
 	if forgotten > burst/100 {
 		t.Errorf("%d of %d datagrams were forgotten within a burst", forgotten, burst)
 	}
-	for i := range 400_000 {
+	for i := range 150_000 {
 		c.Captured(testKey(i), host, false, start+s)
 	}
 	if c.Memory() != maxEntries*entrySize {
@@ -503,7 +535,7 @@ func BenchmarkReceived(b *testing.B) {
 func benchmark(b *testing.B, do func(c *Copies, k Key, now int64)) {
 	c := newCopies()
 	c.SetStorm(DefaultStorm)
-	c.SetRelays([]MAC{partner})
+	c.SetNeighbours(nil, []MAC{partner})
 	now := int64(0)
 	step := func() {
 		now += 10_000

@@ -99,14 +99,15 @@ func (e *Election) SetReady(ready bool, meshAddrs []netip.AddrPort) {
 	e.ready, e.addrs = ready, slices.Clone(meshAddrs)
 }
 
-// AppendAnnouncement appends the frame to send on the segment every Interval.
-func (e *Election) AppendAnnouncement(b []byte, from MAC) []byte {
+// AppendAnnouncement appends the frame to send on the segment every Interval, and
+// at once when this relay leaves.
+func (e *Election) AppendAnnouncement(b []byte, from MAC, now int64) []byte {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.sequence++
 	a := Announcement{
 		Relay: e.config.Relay, Mesh: e.config.Mesh, Token: e.config.Token, Sequence: e.sequence,
-		Ready: e.ready, MeshAddrs: e.addrs,
+		Ready: e.ready, Serving: e.ready && e.Serving(now), MeshAddrs: e.addrs,
 	}
 	return a.Append(b, from)
 }
@@ -164,19 +165,20 @@ func (e *Election) addLocked(n Neighbour) bool {
 	}
 	at, _ := slices.BinarySearchFunc(e.neighbours, n, compareNeighbours)
 	e.neighbours = slices.Insert(e.neighbours, at, n)
-	e.logLocked("another relay is on the segment", n, n.Heard)
+	if e.mayLogLocked(n.Heard) {
+		e.log.Info("another relay is on the segment", "relay", macString(n.Relay), "address", macString(n.MAC),
+			"same_mesh", n.Ours, "trusted", n.Trusted)
+	}
 	return true
 }
 
-// logLocked logs a relay that has come or gone.
-func (e *Election) logLocked(message string, n Neighbour, now int64) {
+// mayLogLocked tells whether there is a line left for a relay that comes or goes.
+func (e *Election) mayLogLocked(now int64) bool {
 	if now-e.minute >= int64(time.Minute) {
 		e.minute, e.lines = now, 0
 	}
-	if e.lines++; e.lines <= maxLines {
-		e.log.Info(message, "relay", macString(n.Relay), "address", macString(n.MAC),
-			"same_mesh", n.Ours, "trusted", n.Trusted)
-	}
+	e.lines++
+	return e.lines <= maxLines
 }
 
 // Serving tells whether this relay serves the segment.
@@ -189,8 +191,8 @@ func (e *Election) Tick(now int64) {
 	defer e.mu.Unlock()
 	e.neighbours = slices.DeleteFunc(e.neighbours, func(n Neighbour) bool {
 		lost := now-n.Heard >= int64(Lost)
-		if lost {
-			e.logLocked("a relay is no longer heard on the segment", n, now)
+		if lost && e.mayLogLocked(now) {
+			e.log.Info("a relay is no longer heard on the segment", "relay", macString(n.Relay), "address", macString(n.MAC))
 		}
 		return lost
 	})
@@ -219,7 +221,8 @@ func (e *Election) electLocked(now int64) {
 	}
 }
 
-// Neighbours returns the other relays on the segment, in the order of their ID.
+// Neighbours returns the other relays on the segment, in the order of their ID;
+// for [Copies.SetNeighbours] too.
 func (e *Election) Neighbours(now int64) []Neighbour {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -230,19 +233,6 @@ func (e *Election) Neighbours(now int64) []Neighbour {
 		}
 	}
 	return live
-}
-
-// AppendRelays appends the addresses of the trusted relays of this mesh, for
-// [Copies.SetRelays].
-func (e *Election) AppendRelays(macs []MAC, now int64) []MAC {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	for _, n := range e.neighbours {
-		if n.Trusted && now-n.Heard < int64(Lost) {
-			macs = append(macs, n.MAC)
-		}
-	}
-	return macs
 }
 
 func compareNeighbours(a, b Neighbour) int {

@@ -45,7 +45,7 @@ func pass(t *testing.T, from, to time.Duration, stations ...*station) {
 				continue
 			}
 			s.Tick(int64(now))
-			a, mac, err := guard.Parse(s.AppendAnnouncement(nil, s.mac))
+			a, mac, err := guard.Parse(s.AppendAnnouncement(nil, s.mac, int64(now)))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -127,15 +127,15 @@ func TestNeighbours(t *testing.T) {
 	if got := neighbours[0].MeshAddrs; len(got) != 1 || got[0] != netip.MustParseAddrPort("192.0.2.1:7124") {
 		t.Errorf("relay 1 is at %v", got)
 	}
-	if got := a.AppendRelays(nil, now); !slices.Equal(got, []guard.MAC{b.mac}) {
-		t.Errorf("known relays: %x, want %x", got, b.mac)
+	if !neighbours[0].Trusted || neighbours[1].Trusted {
+		t.Errorf("trusted: 1 %v, 2 of another mesh %v", neighbours[0].Trusted, neighbours[1].Trusted)
+	}
+	if n := b.Neighbours(now); !neighbours[0].Serving || n[1].Relay != a.id || n[1].Serving {
+		t.Errorf("serving, by what they say: 1 %v, 3 %v", neighbours[0].Serving, n[1].Serving)
 	}
 	late := now + int64(guard.Lost)
 	if got := a.Neighbours(late); len(got) != 0 {
 		t.Errorf("neighbours long after: %+v", got)
-	}
-	if got := a.AppendRelays(nil, late); len(got) != 0 {
-		t.Errorf("known relays long after: %x", got)
 	}
 }
 
@@ -146,7 +146,7 @@ func TestTrust(t *testing.T) {
 	})
 	friend := newStation(1, nil)
 	pass(t, 0, time.Second, careful, friend)
-	if !careful.Serving(int64(time.Second)) || len(careful.AppendRelays(nil, int64(time.Second))) > 0 {
+	if !careful.Serving(int64(time.Second)) || careful.Neighbours(int64(time.Second))[0].Trusted {
 		t.Error("yields to a relay that nobody knows")
 	}
 	confirmed = true
@@ -233,7 +233,7 @@ func TestInventedRelays(t *testing.T) {
 	if got := len(e.Neighbours(now)); got != guard.MaxNeighbours {
 		t.Errorf("%d neighbours, want %d", got, guard.MaxNeighbours)
 	}
-	if e.Serving(now) || !slices.Equal(e.AppendRelays(nil, now), []guard.MAC{friend.mac}) {
+	if e.Serving(now) || !slices.ContainsFunc(e.Neighbours(now), func(n guard.Neighbour) bool { return n.Trusted }) {
 		t.Error("the relay that is trusted was forgotten")
 	}
 	if got := strings.Count(e.log.String(), "\n"); got > 25 {

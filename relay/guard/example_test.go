@@ -41,7 +41,7 @@ func ExampleElection() {
 	}
 	now := time.Now().UnixNano()
 
-	a, from, err := guard.Parse(first.AppendAnnouncement(nil, guard.MAC{2, 0, 0, 0, 0, 1}))
+	a, from, err := guard.Parse(first.AppendAnnouncement(nil, guard.MAC{2, 0, 0, 0, 0, 1}, now))
 	if err != nil {
 		fmt.Println(err)
 		return

@@ -38,7 +38,7 @@ func TestRates(t *testing.T) {
 		length    int64 // seconds
 		want      int
 	}{
-		{"no bound", guard.Rates{}, 50_000, 1500, 4, 200_000},
+		{"no bound", guard.Rates{}, 50_000, 1500, 1, 50_000},
 		{"within the rate", guard.Rates{SourcePackets: 1000, TotalPackets: 1000}, 1000, 100, 10, 10_000},
 		{"burst and rate", guard.Rates{SourcePackets: 1000}, 10_000, 100, 10, 12_000},
 		{"a short burst", guard.Rates{SourcePackets: 1000, Burst: 100 * time.Millisecond}, 10_000, 100, 10, 10_100},
@@ -150,14 +150,14 @@ func TestTalkers(t *testing.T) {
 // TestManySources invents sources: those who speak are kept, and nothing is allocated.
 func TestManySources(t *testing.T) {
 	l := guard.NewLimiter(guard.DefaultRates())
-	for i := range 100_000 {
+	for i := range 30_000 {
 		l.Allow(address(i), 100, int64(i)*10_000)
 		if i%100 == 0 {
 			l.Allow(netip.MustParseAddr("192.0.2.1"), 100, int64(i)*10_000)
 		}
 	}
 	got := l.Talkers(1<<20, second)
-	if len(got) > 8192 || got[0].Source != netip.MustParseAddr("192.0.2.1") || got[0].Packets != 1000 {
+	if len(got) > 8192 || got[0].Source != netip.MustParseAddr("192.0.2.1") || got[0].Packets != 300 {
 		t.Errorf("%d sources, first of them %+v", len(got), got[0])
 	}
 	n := 0

@@ -103,13 +103,17 @@ func (w *world) add(s *segment, original, standby bool) *modelRelay {
 // announcements and the addresses of peers do.
 func (w *world) introduce() {
 	for _, r := range w.relays {
-		var macs []MAC
+		var ours []Neighbour
+		var others []MAC
 		for _, o := range r.segment.relays {
-			if o != r {
-				macs = append(macs, o.mac)
+			switch {
+			case o.original:
+				others = append(others, o.mac)
+			case o != r:
+				ours = append(ours, Neighbour{Announcement: Announcement{Serving: !o.standby}, MAC: o.mac, Trusted: true})
 			}
 		}
-		r.copies.SetRelays(macs)
+		r.copies.SetNeighbours(ours, others)
 	}
 }
 
@@ -182,9 +186,9 @@ func build(t *rapid.T, ours func(segment int) int, original func(segment int) bo
 	return w, says
 }
 
-func (w *world) say(times []int64) {
+func (w *world) say(from MAC, times []int64) {
 	for _, at := range times {
-		w.after(at, func() { w.emit(w.segments[0], testKey(1), host) })
+		w.after(at, func() { w.emit(w.segments[0], testKey(1), from) })
 	}
 }
 
@@ -206,7 +210,11 @@ func TestModelOurs(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w, says := build(t, func(int) int { return rapid.IntRange(1, 2).Draw(t, "ours") }, func(int) bool { return false })
 		w.introduce()
-		w.say(says)
+		from := host
+		if s := w.segments[0]; len(s.relays) == 2 && rapid.Bool().Draw(t, "host of the standby") {
+			from = s.relays[1].mac
+		}
+		w.say(from, says)
 		w.run(1000)
 		for i, s := range w.segments {
 			if s.copies != len(says) {
@@ -223,7 +231,7 @@ func TestModelOursLosing(t *testing.T) {
 		percent := rapid.IntRange(0, 100)
 		w.loses = func() bool { return percent.Draw(t, "lose") < 30 }
 		w.introduce()
-		w.say(says)
+		w.say(host, says)
 		w.run(1000)
 		if want := len(says)*len(w.segments) - w.lost; w.frames != want {
 			t.Fatalf("%d frames of %d, of which %d were lost\n%v", w.frames, len(says)*len(w.segments), w.lost, w)
@@ -241,7 +249,7 @@ func TestModelOursUnelected(t *testing.T) {
 			r.standby = false
 		}
 		says = says[:1] // repeats may suffer for a moment
-		w.say(says)
+		w.say(host, says)
 		w.run(1000)
 		for i, s := range w.segments {
 			most := len(s.relays)
@@ -268,7 +276,7 @@ func TestModelOriginalBeside(t *testing.T) {
 		}, func(int) bool { return true })
 	}
 	check := func(t *rapid.T, w *world, says []int64) {
-		w.say(says)
+		w.say(host, says)
 		w.run(5000)
 		for i, s := range w.segments {
 			if s.copies < len(says) || s.copies > 4*len(says) {
@@ -303,7 +311,7 @@ func TestModelOriginalBeside(t *testing.T) {
 	t.Run("unknown, faster", func(t *testing.T) {
 		rapid.Check(t, func(t *rapid.T) {
 			w, says := beside(t)
-			w.say(says[:1])
+			w.say(host, says[:1])
 			const most = 4 * DefaultStorm
 			w.run(most * len(w.segments))
 			for i, s := range w.segments {
@@ -324,7 +332,7 @@ func TestModelNoStorm(t *testing.T) {
 		percent := rapid.IntRange(0, 100)
 		w.loses = func() bool { return percent.Draw(t, "lose") < 20 }
 		w.introduce()
-		w.say(says)
+		w.say(host, says)
 		limit := len(says) * len(w.segments) * (len(w.relays) + 1)
 		w.run(limit)
 		if w.frames > limit {
