@@ -31,8 +31,9 @@ const (
 	// maxResponses bounds the handshakes that others have begun.
 	maxResponses = 256
 	responseTime = 10 * time.Second
-	// ownFirst is for how long an own initiation goes before that of the other side.
-	ownFirst = 2 * time.Second
+	// ownFirst is for how long an own initiation goes before that of the other side: longer than most round trips, and
+	// shorter than the other side waits before it tries again, so that it is turned down once at most.
+	ownFirst = 500 * time.Millisecond
 
 	minBackoff = time.Second
 	maxBackoff = 10 * time.Second

@@ -131,7 +131,10 @@ func (w *network) inject(from, to netip.AddrPort, data []byte) {
 // run lets d pass.
 func (w *network) run(d time.Duration) {
 	end := w.now.Add(d)
-	for {
+	for still := 0; ; still++ {
+		if still > 100_000 {
+			w.t.Fatal("somebody is never content")
+		}
 		next := end
 		for _, x := range w.nodes {
 			if t := x.Deadline(); t.Before(next) {
@@ -143,7 +146,7 @@ func (w *network) run(d time.Duration) {
 			next = w.flying[0].at
 		}
 		if next.After(w.now) {
-			w.now = next
+			w.now, still = next, 0
 		}
 		for len(w.flying) > 0 && !w.flying[0].at.After(w.now) {
 			f := w.flying[0]

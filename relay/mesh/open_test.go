@@ -42,7 +42,7 @@ func TestOpenLink(t *testing.T) {
 	// And again.
 	b = w.add(2, Options{})
 	b.peers(1)
-	w.run(50 * time.Millisecond)
+	w.run(500 * time.Millisecond)
 	a.wantState(2, Ours, Up)
 	a.send(multicast(9, 100))
 	w.run(50 * time.Millisecond)

@@ -130,11 +130,12 @@ func (m *Mesh) tickLink(p *peer, now time.Time, out *Outbox) {
 	}
 	if p.ours() {
 		soonest(p.helloNext)
-	} else {
-		soonest(l.attemptNext)
 	}
-	if l.next != nil {
+	switch {
+	case l.next != nil:
 		soonest(l.next.lastNext)
+	case !p.ours():
+		soonest(l.attemptNext)
 	}
 }
 
