@@ -19,9 +19,20 @@
 //     from which it repeats what others have sent first.
 //   - A [Limiter] bounds what one source, and all sources together, may send.
 //
+// # What it takes
+//
+// A relay that stands by relays nothing, and leaves [Copies] alone. One that serves tells
+// Copies who else on the segment is a relay (Copies.SetNeighbours), also by
+// the Ethernet addresses of those peers that are neighbours there: without that,
+// a relay of another kind is only found out by what it repeats, and if datagrams
+// reach it much sooner than this one, the two may send one around until it
+// arrives here too, or the limit for storms is reached.
+//
 // What a host on a segment sees, if all relays are of this kind: every broadcast
 // of the others once. A relay of another kind beside one of these repeats what
 // it gets without counting; then it is a few copies, never a loop.
+//
+// # Use
 //
 //	copies.Lock() // once for a batch
 //	for _, d := range batch {

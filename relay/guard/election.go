@@ -90,9 +90,13 @@ func NewElection(config ElectionConfig) *Election {
 	return &Election{config: config, log: log, serving: true}
 }
 
-// SetReady says whether this relay can serve, and where the mesh finds it. One
-// that cannot, or is about to leave, should announce that at once: the others do
-// not wait then.
+// SetReady says whether this relay can serve, and where the mesh finds it. It takes effect
+// with the next Tick.
+//
+// A relay that begins is best not ready for one Interval: it then yields to
+// whoever is there already, and the segment never has two; if nobody is, it serves
+// all the same. One that is about to leave announces at once that it is not ready:
+// the others do not wait then.
 func (e *Election) SetReady(ready bool, meshAddrs []netip.AddrPort) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -113,6 +113,28 @@ func TestElection(t *testing.T) {
 	}
 }
 
+// TestNewcomer has a better relay come to a segment that is served: at no time
+// do both serve it, but for the announcement's way.
+func TestNewcomer(t *testing.T) {
+	old, better := newStation(2, nil), newStation(1, nil)
+	pass(t, 0, time.Second, old)
+	better.SetReady(false, nil)
+	now := time.Second
+	if got := serving(now, better); got != "1" {
+		t.Error("a relay that hears nobody does not serve")
+	}
+	pass(t, now, now+2*guard.Interval, old, better)
+	now += 2 * guard.Interval
+	if got := serving(now, old, better); got != "2" {
+		t.Errorf("relays %q serve, want 2, which is ready", got)
+	}
+	better.SetReady(true, nil)
+	pass(t, now, now+1, better, old)
+	if got := serving(now+1, old, better); got != "1" {
+		t.Errorf("relays %q serve, want 1", got)
+	}
+}
+
 func TestNeighbours(t *testing.T) {
 	a, b, c := newStation(3, nil), newStation(1, nil), newStation(2, func(c *guard.ElectionConfig) { c.Mesh[0] = 1 })
 	pass(t, 0, time.Second, a, b, c)

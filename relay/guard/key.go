@@ -46,11 +46,11 @@ func KeyOf(src netip.AddrPort, dstPort uint16, payload []byte) Key {
 
 // of is the key of what one source has sent of a datagram.
 func (k Key) of(source uint32) Key {
-	return max(Key(mix(uint64(k)^salt[1], (uint64(source)+1)*salt[2])), 2)
+	return max(Key(mix(mix(uint64(k)^salt[1], uint64(source)^salt[2])^salt[0], salt[2])), 2)
 }
 
-// mix is the multiplication of wyhash: each bit of the result depends on all of
-// a and b.
+// mix is the multiplication of wyhash. Done twice, each bit of the result depends
+// on all of a and b; done once, it leaves patterns in those that follow each other.
 func mix(a, b uint64) uint64 {
 	high, low := bits.Mul64(a, b)
 	return high ^ low

@@ -156,6 +156,7 @@ func take(due [2]int64, rates [2]int64, bytes int, now, burst int64) ([2]int64, 
 func (l *Limiter) find(src netip.Addr, now int64) *source {
 	addr := src.As16()
 	h := mix(binary.BigEndian.Uint64(addr[:8])^salt[0], binary.BigEndian.Uint64(addr[8:])^salt[1])
+	h = mix(h^salt[0], salt[2])
 	set := (*[sourceWays]source)(l.sources[h%(maxSources/sourceWays)*sourceWays:])
 	oldest := &set[0]
 	for i := range set {
