@@ -88,7 +88,6 @@ type segment struct {
 	copies   guard.Copies
 	election *guard.Election
 	limiter  *guard.Limiter
-	relays   []guard.MAC    // backing for look
 	excesses []guard.Excess // backing for look
 	storms   uint64         // dropped for being one, when last looked
 
@@ -261,11 +260,9 @@ func (s *segment) judge(d *datagram.Datagram, outgoing, serving bool, stamp int6
 		return drop.Echo // what this host emitted, for others
 	}
 	if !serving {
-		if !outgoing {
-			return drop.Standby
-		}
-		// The relay that serves takes all that comes from this host for a relay's, so this one speaks for its own applications.
-	} else if reason := s.copies.Captured(guard.KeyOf(d.Src, d.Dst.Port(), d.Payload()), d.Link, outgoing, stamp); reason != drop.None {
+		return drop.Standby
+	}
+	if reason := s.copies.Captured(guard.KeyOf(d.Src, d.Dst.Port(), d.Payload()), d.Link, outgoing, stamp); reason != drop.None {
 		return reason
 	}
 	if o.Direction == EmitOnly {
@@ -306,6 +303,7 @@ func (s *segment) heard(ethernet []byte, now time.Time, stamp int64) {
 		return
 	}
 	s.election.Heard(a, from, stamp)
+	s.copies.SetNeighbours(s.election.Neighbours(stamp), nil)
 	if m := s.engine.mesh; a.Mesh == m.MeshID() {
 		m.AddNeighbour(a.MeshAddrs, now)
 	}

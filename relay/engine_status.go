@@ -89,8 +89,7 @@ func (s *segment) look(now time.Time) {
 	s.election.Tick(stamp)
 	s.mu.Lock()
 	s.copies.Tick(stamp)
-	s.relays = s.election.AppendRelays(s.relays[:0], stamp)
-	s.copies.SetRelays(s.relays)
+	s.copies.SetNeighbours(s.election.Neighbours(stamp), nil)
 	s.excesses = s.limiter.AppendExcesses(s.excesses[:0], stamp)
 	excesses := s.excesses
 	storms := s.drops.Get(drop.Storm)

@@ -125,7 +125,7 @@ func earlier(a, b time.Time) time.Time {
 
 // announce tells other relays on the segment that this one is here.
 func (p *port) announce() {
-	p.announcement = p.segment.election.AppendAnnouncement(p.announcement[:0], p.info.MAC)
+	p.announcement = p.segment.election.AppendAnnouncement(p.announcement[:0], p.info.MAC, p.engine.stamp(time.Now()))
 	// One that does not go out is like one that is lost; the next is due soon.
 	_, _ = p.ring.Send([][]byte{p.announcement})
 }

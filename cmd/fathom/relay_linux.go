@@ -22,6 +22,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/seed5728abee/fathom/internal/rawio"
 	"github.com/seed5728abee/fathom/probe"
 	"github.com/seed5728abee/fathom/relay"
 	"github.com/seed5728abee/fathom/relay/control"
@@ -303,6 +304,10 @@ func (a *app) runRelay(cmd *cobra.Command, o *relayOptions) error {
 	if err := probe.DropPrivileges(true); err != nil {
 		listener.Close()
 		return fmt.Errorf("drop privileges: %w", err)
+	}
+	debug.FreeOSMemory()
+	if err := rawio.ReleaseProgram(); err != nil {
+		log.Debug("memory", "error", err)
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	if err := serveHealth(ctx, group, o.metrics, registry, func() bool { return rl.Status().Ready }); err != nil {

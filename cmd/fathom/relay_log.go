@@ -26,7 +26,9 @@ func newOriginLog(w io.Writer, level slog.Leveler) *originLog {
 	return &originLog{mu: new(sync.Mutex), w: w, level: level}
 }
 
-func (h *originLog) Enabled(_ context.Context, level slog.Level) bool { return level >= h.level.Level() }
+func (h *originLog) Enabled(_ context.Context, level slog.Level) bool {
+	return level >= h.level.Level()
+}
 
 func (h *originLog) Handle(_ context.Context, r slog.Record) error {
 	name := "DEBUG"
