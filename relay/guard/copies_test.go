@@ -332,6 +332,7 @@ func TestHostsWithoutAddress(t *testing.T) {
 // TestOwnHost relays what this host's applications send, between its segments too.
 func TestOwnHost(t *testing.T) {
 	first, second := newCopies(), newCopies()
+	first.SetNeighbours(nil, []MAC{self}) // also if it is a peer by mistake
 	for n := range 3 {
 		if got := first.Captured(testKey(1), self, true, 0); got != drop.None {
 			t.Errorf("time %d: outgoing: %v", n, got)

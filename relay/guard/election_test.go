@@ -262,3 +262,41 @@ func TestInventedRelays(t *testing.T) {
 		t.Errorf("%d lines in the log", got)
 	}
 }
+
+// TestManyRelays has more relays of ours than are remembered.
+func TestManyRelays(t *testing.T) {
+	trusted := func(relay guard.MAC) bool { return relay[3] == 0 }
+	heard := func(e *station, kind byte, n int, now time.Duration) {
+		a := guard.Announcement{Relay: guard.MAC{2, 0, 0, kind, 1, byte(n)}, Sequence: 1, Ready: true}
+		e.Heard(a, a.Relay, int64(now))
+	}
+	careful := func(c *guard.ElectionConfig) {
+		c.Trust = func(relay guard.MAC, _ [8]byte) bool { return trusted(relay) }
+	}
+	count := func(e *station, now time.Duration) (n int) {
+		for _, o := range e.Neighbours(int64(now)) {
+			if trusted(o.Relay) {
+				n++
+			}
+		}
+		return n
+	}
+	// One that is not trusted takes nobody's place, though all others are older.
+	e := newStation(9, careful)
+	for n := range guard.MaxNeighbours {
+		heard(e, 0, n, 0)
+	}
+	heard(e, 1, 0, 1)
+	if got := count(e, 1); got != guard.MaxNeighbours {
+		t.Errorf("%d trusted relays of %d are left", got, guard.MaxNeighbours)
+	}
+	// One that is takes the place of one that is not, though a trusted one is older.
+	e = newStation(9, careful)
+	for n := range guard.MaxNeighbours {
+		heard(e, byte(min(n, 1)), n, time.Duration(n))
+	}
+	heard(e, 0, 200, 100)
+	if got := count(e, 100); got != 2 {
+		t.Errorf("%d trusted relays of 2 are left", got)
+	}
+}
