@@ -76,7 +76,8 @@ const ssRoom = 2
 type segment struct {
 	engine *engine
 	name   string
-	number uint32 // guard.LocalSource of its place
+	number uint32  // guard.LocalSource of its place
+	token  [8]byte // in our announcements; peers hear it over the mesh as well
 
 	mu       sync.Mutex // guards what follows, for a batch at a time
 	up       bool
@@ -91,7 +92,10 @@ type segment struct {
 	excesses []guard.Excess // backing for look
 	storms   uint64         // dropped for being one, when last looked
 
-	storming bool // belongs to the goroutine that looks
+	// These belong to the segment's own goroutine.
+	storming          bool
+	looked, announced time.Time
+	announcement      []byte
 
 	emitMu  sync.Mutex // emitters send for one goroutine at a time
 	emitter emitter    // nil while the interface is down
@@ -107,6 +111,7 @@ type segment struct {
 type worker struct {
 	engine      *engine
 	now         time.Time
+	looked      time.Time           // of the mesh's worker
 	datagrams   []datagram.Datagram // backing of the batch
 	sources     []uint32            // for each: who sent it, for the accounting
 	destination []netip.Addr        // for each: what it was sent to

@@ -5,7 +5,6 @@ package relay
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -17,7 +16,6 @@ import (
 	"github.com/seed5728abee/fathom/internal/rawio"
 	"github.com/seed5728abee/fathom/relay/datagram"
 	"github.com/seed5728abee/fathom/relay/drop"
-	"github.com/seed5728abee/fathom/relay/guard"
 )
 
 // ringBytes is the memory of a capture ring. What waits longer waits in the backlog, so that the ring
@@ -28,7 +26,6 @@ const ringBytes = 4 << 20
 type port struct {
 	engine  *engine
 	segment *segment
-	token   [8]byte // in our announcements; peers hear it over the mesh as well
 	poller  *rawio.Poller
 	// writable is for emitting.
 	writable *rawio.Poller
@@ -44,10 +41,8 @@ type port struct {
 	counted time.Time
 	lost    uint64 // that rings which are closed now had no room for
 
-	announced    time.Time
-	announcement []byte
-	frames       []rawio.Frame
-	taken        [batchSize]frame
+	frames []rawio.Frame
+	taken  [batchSize]frame
 }
 
 func newPort(e *engine, name string, number uint32) (*port, error) {
@@ -55,22 +50,15 @@ func newPort(e *engine, name string, number uint32) (*port, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &segment{engine: e, name: name, number: number, problem: "not looked at yet"}
-	s.copies.SetStorm(e.opts.RepeatRate)
-	s.limiter = guard.NewLimiter(guard.Rates{SourcePackets: e.opts.SourceRate, TotalPackets: e.opts.SegmentRate})
 	writable, err := rawio.NewPoller()
 	if err != nil {
 		return nil, errors.Join(err, poller.Close())
 	}
-	p := &port{engine: e, segment: s, poller: poller, writable: writable, worker: newWorker(e), frames: make([]rawio.Frame, batchSize)}
-	_, _ = rand.Read(p.token[:]) // it never fails
-	s.election = guard.NewElection(guard.ElectionConfig{
-		Relay: e.id, Mesh: e.mesh.MeshID(), Token: p.token, Trust: e.trust(), Log: e.log.With("interface", name),
-	})
-	if s.policy, err = datagram.NewPolicy(e.opts.policy(nil)); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrOptions, err)
+	s, err := newSegment(e, name, number)
+	if err != nil {
+		return nil, errors.Join(err, poller.Close(), writable.Close())
 	}
-	return p, nil
+	return &port{engine: e, segment: s, poller: poller, writable: writable, worker: newWorker(e), frames: make([]rawio.Frame, batchSize)}, nil
 }
 
 func (p *port) run(ctx context.Context) error {
@@ -84,16 +72,17 @@ func (p *port) run(ctx context.Context) error {
 			p.refresh(now)
 		}
 		next := p.periodic(now)
-		if p.ring != nil {
-			if err := p.work(next); err != nil {
-				p.down(err)
-			}
+		if err := p.work(next); err != nil {
+			p.down(err)
 		}
 		if wait := time.Until(next); wait > 0 && p.backlog.empty() {
 			if err := p.poller.Wait(wait); err != nil {
 				return fmt.Errorf("wait on %s: %w", p.segment.name, err)
 			}
 		}
+	}
+	if p.ring != nil {
+		p.segment.leave(time.Now(), p.announce)
 	}
 	return nil
 }
@@ -102,33 +91,16 @@ func (p *port) run(ctx context.Context) error {
 func (p *port) periodic(now time.Time) (next time.Time) {
 	if now.Sub(p.counted) >= countInterval {
 		p.counted = now
-		p.count(now)
+		p.count()
 	}
-	next = now.Add(countInterval)
 	if p.ring == nil {
-		return earlier(next, p.retry.Add(time.Millisecond))
+		return earlier(p.segment.periodic(p.worker, now, nil), p.retry.Add(time.Millisecond))
 	}
-	if due := p.announced.Add(guard.Interval); due.After(now) {
-		return earlier(next, due)
-	}
-	p.announced = now
-	p.announce()
-	return earlier(next, now.Add(guard.Interval))
+	return p.segment.periodic(p.worker, now, p.announce)
 }
 
-func earlier(a, b time.Time) time.Time {
-	if b.Before(a) {
-		return b
-	}
-	return a
-}
-
-// announce tells other relays on the segment that this one is here.
-func (p *port) announce() {
-	p.announcement = p.segment.election.AppendAnnouncement(p.announcement[:0], p.info.MAC, p.engine.stamp(time.Now()))
-	// One that does not go out is like one that is lost; the next is due soon.
-	_, _ = p.ring.Send([][]byte{p.announcement})
-}
+// announce sends an announcement. One that does not go out is like one that is lost; the next is due soon.
+func (p *port) announce(frame []byte) { _, _ = p.ring.Send([][]byte{frame}) }
 
 // work takes frames out of the ring and decides on them, until there are none or something else is due.
 func (p *port) work(due time.Time) error {
@@ -148,9 +120,9 @@ func (p *port) work(due time.Time) error {
 	}
 }
 
-// drain moves what waits in the ring to the backlog, as far as it has room.
+// drain moves what waits in the ring, if there is one, to the backlog, as far as it has room.
 func (p *port) drain() error {
-	for !p.backlog.full() {
+	for p.ring != nil && !p.backlog.full() {
 		n, err := p.ring.Receive(p.frames)
 		if err != nil {
 			return err
@@ -198,43 +170,12 @@ func (p *port) refresh(now time.Time) {
 		p.setState(fmt.Sprintf("interface %s is down", s.name))
 		return
 	}
-	if policy, err := datagram.NewPolicy(p.engine.opts.policy(info.Prefixes)); err == nil {
-		s.mu.Lock()
-		s.policy = policy
-		s.mu.Unlock()
-	}
 	p.setState("")
 }
 
-// setState notes whether the segment is up: there is no problem then.
+// setState notes what the interface is, and why it is not up if there is a problem.
 func (p *port) setState(problem string) {
-	s, e := p.segment, p.engine
-	up := problem == ""
-	var addrs []netip.AddrPort
-	for _, prefix := range p.info.Prefixes {
-		addrs = append(addrs, netip.AddrPortFrom(prefix.Addr(), e.opts.MeshPort))
-	}
-	s.election.SetReady(up && e.opts.Direction == Both, addrs)
-	isNew := p.info.MAC != ([6]byte{}) && e.addMAC(p.info.MAC)
-	s.mu.Lock()
-	was, before := s.up, s.problem
-	s.up, s.problem = up, problem
-	s.mac, s.mtu, s.prefixes = p.info.MAC, p.info.MTU, p.info.Prefixes
-	s.mu.Unlock()
-	if isNew {
-		own := e.ownMACs()
-		for _, each := range e.segments {
-			each.mu.Lock()
-			each.copies.SetOwn(own)
-			each.mu.Unlock()
-		}
-	}
-	switch {
-	case up && !was:
-		e.log.Info("the segment is up", "interface", s.name, "mac", datagram.MAC(p.info.MAC), "addresses", p.info.Prefixes)
-	case !up && problem != before:
-		e.log.Warn("the segment is down", "interface", s.name, "problem", problem)
-	}
+	p.segment.set(link{mac: p.info.MAC, mtu: p.info.MTU, prefixes: p.info.Prefixes}, problem)
 }
 
 func (p *port) openSockets() (err error) {
@@ -320,8 +261,8 @@ func (p *port) close() error {
 	return errors.Join(p.poller.Close(), p.writable.Close())
 }
 
-// count asks the kernel what it dropped, and lets go of what was waited for too long.
-func (p *port) count(now time.Time) {
+// count asks the kernel what it dropped.
+func (p *port) count() {
 	s := p.segment
 	if p.ring != nil {
 		if err := p.ring.Err(); err != nil { // the interface went down or away; word of it comes
@@ -331,8 +272,6 @@ func (p *port) count(now time.Time) {
 			s.kernelDropped.Store(p.lost + stats.Dropped)
 		}
 	}
-	p.worker.expire(now, &s.drops)
-	s.look(now)
 }
 
 // kernelEmitter puts packets on the segment of an interface.

@@ -118,23 +118,22 @@ func (r *Relay) open() (err error) {
 		}
 		return err
 	}
+	var segments []*segment
 	for i, name := range o.Interfaces {
 		p, err := newPort(r.engine, name, guard.LocalSource(i))
 		if err != nil {
 			return err
 		}
 		r.ports = append(r.ports, p)
-		r.segments = append(r.segments, p.segment)
+		segments = append(segments, p.segment)
 	}
-	var tokens [][8]byte
+	r.addSegments(segments...)
 	for _, p := range r.ports {
 		p.refresh(time.Now())
 		if o.RequireInterfaces && !p.segment.up {
 			return errors.New(p.segment.problem)
 		}
-		tokens = append(tokens, p.token)
 	}
-	r.mesh.SetSegments(tokens)
 	r.sources = discovery.NewUnion(discovery.UnionOptions{
 		Sources: o.Sources, Own: ownAddresses, Gone: r.gone, Log: o.Log,
 	})
@@ -310,13 +309,12 @@ type failure struct {
 	last  time.Time
 }
 
-// count asks the kernel what it dropped, and lets go of what was waited for too long.
+// count asks the kernel what it dropped, and forgets failures that are over.
 func (c *meshConn) count(now time.Time) {
 	c.counted = now
 	if dropped, err := c.conn.Dropped(); err == nil {
 		c.dropped.Store(dropped)
 	}
-	c.worker.expire(now, &c.engine.meshDrops)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for to, f := range c.failures {
@@ -374,9 +372,7 @@ func (c *meshConn) run(ctx context.Context) error {
 	w := c.worker
 	for ctx.Err() == nil {
 		now := time.Now()
-		w.outbox.Reset()
-		next := c.engine.mesh.Tick(now, &w.outbox)
-		c.send(w.outbox.Items)
+		next := w.tick(now)
 		if now.Sub(c.counted) >= countInterval {
 			c.count(now)
 		}

@@ -1,0 +1,136 @@
+// Copyright The Fathom Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package relay
+
+import (
+	"crypto/rand"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/seed5728abee/fathom/relay/datagram"
+	"github.com/seed5728abee/fathom/relay/guard"
+)
+
+// lookInterval is how often a segment looks at what it has counted, and lets go of what it waited for in vain.
+const lookInterval = time.Second
+
+// newSegment makes the segment behind an interface. Nothing is known of that yet: see set.
+func newSegment(e *engine, name string, number uint32) (*segment, error) {
+	s := &segment{engine: e, name: name, number: number, problem: "not looked at yet"}
+	s.copies.SetStorm(e.opts.RepeatRate)
+	s.limiter = guard.NewLimiter(guard.Rates{SourcePackets: e.opts.SourceRate, TotalPackets: e.opts.SegmentRate})
+	_, _ = rand.Read(s.token[:]) // it never fails
+	s.election = guard.NewElection(guard.ElectionConfig{
+		Relay: e.id, Mesh: e.mesh.MeshID(), Token: s.token, Trust: e.trust(), Log: e.log.With("interface", name),
+	})
+	var err error
+	if s.policy, err = datagram.NewPolicy(e.opts.policy(nil)); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrOptions, err)
+	}
+	return s, nil
+}
+
+// addSegments makes segments part of the engine, all of them at once and before it works.
+func (e *engine) addSegments(segments ...*segment) {
+	e.segments = segments
+	var tokens [][8]byte
+	for _, s := range segments {
+		tokens = append(tokens, s.token)
+	}
+	e.mesh.SetSegments(tokens)
+}
+
+// link is what a segment needs to know of its interface.
+type link struct {
+	mac      datagram.MAC
+	mtu      int
+	prefixes []netip.Prefix
+}
+
+// set notes what the interface is like now. The segment is up if there is no problem.
+func (s *segment) set(l link, problem string) {
+	e := s.engine
+	up := problem == ""
+	var addrs []netip.AddrPort
+	for _, prefix := range l.prefixes {
+		addrs = append(addrs, netip.AddrPortFrom(prefix.Addr(), e.opts.MeshPort))
+	}
+	s.election.SetReady(up && e.opts.Direction == Both, addrs)
+	policy, err := datagram.NewPolicy(e.opts.policy(l.prefixes))
+	isNew := l.mac != (datagram.MAC{}) && e.addMAC(l.mac)
+	s.mu.Lock()
+	was, before := s.up, s.problem
+	s.up, s.problem = up, problem
+	s.mac, s.mtu, s.prefixes = l.mac, l.mtu, l.prefixes
+	if err == nil { // else there is an address that makes no sense: what was known before is better than nothing
+		s.policy = policy
+	}
+	s.mu.Unlock()
+	if isNew {
+		own := e.ownMACs()
+		for _, each := range e.segments {
+			each.mu.Lock()
+			each.copies.SetOwn(own)
+			each.mu.Unlock()
+		}
+	}
+	switch {
+	case up && !was:
+		e.log.Info("the segment is up", "interface", s.name, "mac", l.mac, "addresses", l.prefixes)
+	case !up && problem != before:
+		e.log.Warn("the segment is down", "interface", s.name, "problem", problem)
+	}
+}
+
+// periodic does what is due, and tells when something will be. w is the worker of the segment's own goroutine, send puts a frame on
+// the segment; nil while there is no interface.
+func (s *segment) periodic(w *worker, now time.Time, send func(frame []byte)) (next time.Time) {
+	if now.Sub(s.looked) >= lookInterval {
+		s.looked = now
+		w.expire(now, &s.drops)
+		s.look(now)
+	}
+	next = s.looked.Add(lookInterval)
+	if send == nil {
+		return next
+	}
+	if due := s.announced.Add(guard.Interval); due.After(now) {
+		return earlier(next, due)
+	}
+	s.announced = now
+	s.announce(now, send)
+	return earlier(next, now.Add(guard.Interval))
+}
+
+// announce tells other relays on the segment that this one is here.
+func (s *segment) announce(now time.Time, send func(frame []byte)) {
+	s.announcement = s.election.AppendAnnouncement(s.announcement[:0], s.mac, s.engine.stamp(now))
+	send(s.announcement)
+}
+
+// leave tells other relays on the segment that this one is going, so that the next serves at once.
+func (s *segment) leave(now time.Time, send func(frame []byte)) {
+	s.election.SetReady(false, nil)
+	s.announce(now, send)
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// tick does what is due between this relay and its peers, and tells when something will be.
+func (w *worker) tick(now time.Time) (next time.Time) {
+	w.outbox.Reset()
+	next = w.engine.mesh.Tick(now, &w.outbox)
+	w.engine.out.send(w.outbox.Items)
+	if now.Sub(w.looked) >= lookInterval {
+		w.looked = now
+		w.expire(now, &w.engine.meshDrops)
+	}
+	return earlier(next, w.looked.Add(lookInterval))
+}
