@@ -202,7 +202,8 @@ func (w *worker) capturedFrames(s *segment, frames []frame, now time.Time) {
 		d := w.next()
 		big := false
 		reason := d.Parse(ethernet, f.capture)
-		if reason == drop.None {
+		parsed := reason == drop.None
+		if parsed {
 			reason = s.policy.Check(d)
 		}
 		if reason == drop.None && d.Fragment {
@@ -210,7 +211,7 @@ func (w *worker) capturedFrames(s *segment, frames []frame, now time.Time) {
 			if whole, reason = w.reassembler.Add(d, 0, now); !whole && reason == drop.None {
 				continue
 			}
-			if reason == drop.None {
+			if parsed = reason == drop.None; parsed {
 				w.own(d)
 				big = true
 				reason = s.policy.Check(d)
@@ -223,9 +224,9 @@ func (w *worker) capturedFrames(s *segment, frames []frame, now time.Time) {
 			reason = s.judge(d, f.outgoing, serving, stamp)
 		}
 		if watched {
-			w.tell(s, s.number, d, Relayed, reason, len(ethernet))
+			w.tell(s, s.number, d, Relayed, reason, parsed, len(ethernet))
 		}
-		if (reason == drop.None || readable(reason)) && isTest(d.Payload()) {
+		if parsed && isTest(d.Payload()) {
 			e.capturedTest(s, d, reason, now)
 		}
 		if reason != drop.None {
@@ -377,7 +378,7 @@ func (w *worker) receive(items []arrival, now time.Time) {
 		w.arrived(&w.inbox.Items[i], items)
 	}
 	for _, r := range w.inbox.Reports {
-		e.tests.reported(r.From, r.TestReport, now)
+		e.tests.reported(r, now)
 	}
 	if len(w.datagrams) > 0 {
 		for _, s := range e.segments {
@@ -406,12 +407,13 @@ func (w *worker) arrived(m *mesh.Incoming, _ []arrival) {
 	} else {
 		reason = d.ParsePacket(datagram.MAC(m.Link), m.IP)
 	}
-	if reason == drop.None && d.Fragment {
+	parsed := reason == drop.None
+	if parsed && d.Fragment {
 		var whole bool
 		if whole, reason = w.reassembler.Add(d, m.Peer, w.now); !whole && reason == drop.None {
 			return
 		}
-		if reason == drop.None {
+		if parsed = reason == drop.None; parsed {
 			w.own(d)
 		}
 	}
@@ -424,7 +426,7 @@ func (w *worker) arrived(m *mesh.Incoming, _ []arrival) {
 	if reason != drop.None {
 		e.meshDrops.Add(reason, 1)
 		if e.watch.watched() {
-			w.tell(nil, m.Peer, d, Dropped, reason, len(m.IP))
+			w.tell(nil, m.Peer, d, Dropped, reason, parsed, len(m.IP))
 		}
 		return
 	}
@@ -455,7 +457,7 @@ func (w *worker) emitOn(s *segment, echo bool) {
 			pieces, reason = w.toSegment.Cut(d, s.mtu, nil)
 		}
 		if watched {
-			w.tell(s, w.sources[i], d, Emitted, reason, len(d.IP))
+			w.tell(s, w.sources[i], d, Emitted, reason, true, len(d.IP))
 		}
 		if isTest(d.Payload()) {
 			w.sawTest(s, i, d, reason)
@@ -511,8 +513,8 @@ func (s *segment) emit(packets [][]byte, count, bytes uint64) {
 	s.emittedBytes.Add(bytes)
 }
 
-// tell shows watchers a datagram. Of one that was dropped early, little is known.
-func (w *worker) tell(s *segment, source uint32, d *datagram.Datagram, action Action, reason drop.Reason, length int) {
+// tell shows watchers a datagram. Of one that could not be parsed, nothing is known but its length.
+func (w *worker) tell(s *segment, source uint32, d *datagram.Datagram, action Action, reason drop.Reason, parsed bool, length int) {
 	e := Event{Time: w.now, Action: action, Length: length}
 	if s != nil {
 		e.Interface = s.name
@@ -523,22 +525,12 @@ func (w *worker) tell(s *segment, source uint32, d *datagram.Datagram, action Ac
 	if reason != drop.None {
 		e.Action, e.Reason = Dropped, reason.String()
 	}
-	if reason == drop.None || readable(reason) {
+	if parsed {
 		e.Source, e.Destination, e.MAC = d.Src, d.Dst, d.Link.String()
 		e.Length = len(d.Payload())
 		e.Text = describe.Datagram(d.Dst.Port(), d.Payload())
 	}
 	w.engine.watch.tell(e)
-}
-
-// readable tells whether a datagram that was dropped for a reason can still be looked at: it was parsed as a whole.
-func readable(r drop.Reason) bool {
-	switch r {
-	case drop.Port, drop.Destination, drop.Filtered, drop.Invalid, drop.Echo, drop.Rebroadcast, drop.Copy, drop.Storm, drop.Rate,
-		drop.Standby, drop.ReadOnly, drop.NoInterface, drop.TooLong:
-		return true
-	}
-	return false
 }
 
 // etherType is what a frame carries; 0 if it is too short to say.

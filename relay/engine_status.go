@@ -92,7 +92,7 @@ func (s *segment) look(now time.Time) {
 	s.copies.SetNeighbours(s.election.Neighbours(stamp), nil)
 	s.excesses = s.limiter.AppendExcesses(s.excesses[:0], stamp)
 	excesses := s.excesses
-	storms := s.drops.Get(drop.Storm)
+	storms := s.drops.Get(drop.Storm) + s.notEmitted.Get(drop.Storm)
 	storm := storms - s.storms
 	s.storms = storms
 	s.mu.Unlock()
@@ -109,7 +109,7 @@ func (s *segment) look(now time.Time) {
 	}
 	switch {
 	case storm > 0 && !s.storming:
-		s.engine.log.Warn("the same broadcast over and over: not relayed any more", "interface", s.name)
+		s.engine.log.Warn("the same broadcast over and over: not all are relayed any more", "interface", s.name)
 	case storm == 0 && s.storming:
 		s.engine.log.Info("the repeating broadcast is over", "interface", s.name, "dropped", storms)
 	}

@@ -9,6 +9,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"iter"
 	"net"
 	"net/netip"
 	"os"
@@ -266,8 +267,15 @@ func (r *Relay) Close() error {
 	return errors.Join(errs...)
 }
 
+// Test sends a broadcast to a port, 0 for the first that is relayed, on each segment, as an application of this host would, and
+// gives what becomes of it: here, and at the peers, as they report. It goes on until ctx ends; then each peer that should have
+// reported and has not is reported with the outcome "no report". SnowSignal's relays cannot report. The error is [ErrOptions].
+func (r *Relay) Test(ctx context.Context, port uint16) (iter.Seq[TestReport], error) {
+	return r.test(ctx, port, broadcast)
+}
+
 // broadcast sends a payload as an application of this host would.
-func (r *Relay) broadcast(ifname string, port uint16, payload []byte) error {
+func broadcast(ifname string, port uint16, payload []byte) error {
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
 		if e := c.Control(func(fd uintptr) {
 			err = errors.Join(unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_BROADCAST, 1),

@@ -9,7 +9,6 @@ import (
 	"crypto/rand"
 	"fmt"
 	"iter"
-	"net/netip"
 	"sync"
 	"time"
 
@@ -49,6 +48,8 @@ type TestReport struct {
 	Took time.Duration `json:"took_ns,omitempty"`
 	// OK tells that the outcome is as it should be.
 	OK bool `json:"ok"`
+
+	number uint32 // the peer's; 0 is this relay
 }
 
 // testSeen is a test of another relay's that was met, to be reported once the batch is done.
@@ -117,8 +118,8 @@ func fine(outcome string) bool {
 }
 
 // reported takes a report from the mesh.
-func (t *tests) reported(from netip.AddrPort, r mesh.TestReport, now time.Time) {
-	t.tell(r.Nonce, TestReport{Peer: from.String(), Segment: r.Segment, Outcome: r.Outcome, OK: fine(r.Outcome)}, now)
+func (t *tests) reported(r mesh.Report, now time.Time) {
+	t.tell(r.Nonce, TestReport{Peer: r.From.String(), number: r.Peer, Segment: r.Segment, Outcome: r.Outcome, OK: fine(r.Outcome)}, now)
 }
 
 // sawTest notes what becomes of a test broadcast on a segment.
@@ -146,11 +147,8 @@ func (e *engine) capturedTest(s *segment, d *datagram.Datagram, reason drop.Reas
 	e.tests.tell([nonceLen]byte(d.Payload()[len(testMagic):]), r, now)
 }
 
-// Test sends a broadcast to a port, 0 for the first that is relayed, on each segment, as an application of this host would, and
-// gives what becomes of it: here, and at the peers, as they report. It goes on until ctx ends; then each peer that should have
-// reported and has not is reported with the outcome "no report". SnowSignal's relays cannot report.
-func (r *Relay) Test(ctx context.Context, port uint16) (iter.Seq[TestReport], error) {
-	e := r.engine
+// test is [Relay.Test], with what sends a broadcast as an application of this host would.
+func (e *engine) test(ctx context.Context, port uint16, broadcast func(ifname string, port uint16, payload []byte) error) (iter.Seq[TestReport], error) {
 	if port == 0 {
 		if len(e.opts.Ports) == 0 {
 			return nil, fmt.Errorf("%w: no port for broadcasts is relayed, only groups", ErrOptions)
@@ -165,43 +163,65 @@ func (r *Relay) Test(ctx context.Context, port uint16) (iter.Seq[TestReport], er
 	run := e.tests.start(nonce)
 	payload := appendTest(nil, nonce)
 	for _, s := range e.segments {
-		if err := r.broadcast(s.name, port, payload); err != nil {
+		if err := broadcast(s.name, port, payload); err != nil {
 			e.tests.tell(nonce, TestReport{Peer: thisRelay, Segment: s.name, Outcome: err.Error()}, time.Now())
 		}
 	}
 	return func(yield func(TestReport) bool) {
 		defer e.tests.end(nonce)
-		heard := map[string]bool{}
+		heard := make(map[uint32]bool)    // peers, by number
+		captured := make(map[string]bool) // own segments
+		relayed := false
 		for {
+			var report TestReport
 			select {
-			case report := <-run.reports:
-				heard[report.Peer] = true
-				if !yield(report) {
+			case report = <-run.reports:
+			case <-ctx.Done():
+				select { // what came before the end counts
+				case report = <-run.reports:
+				default:
+					e.missing(captured, heard, relayed)(yield)
 					return
 				}
-				continue
-			case <-ctx.Done():
 			}
-			break
-		}
-		for _, s := range e.segments {
-			if !heard[thisRelay] && !yield(TestReport{Peer: thisRelay, Segment: s.name, Outcome: "not captured"}) {
+			if report.number != 0 {
+				heard[report.number] = true
+			} else {
+				captured[report.Segment] = true
+				relayed = relayed || report.Outcome == outcomeCaptured
+			}
+			if !yield(report) {
 				return
 			}
 		}
+	}, nil
+}
+
+// missing gives a report for each segment and each peer that none has come for. When nothing was relayed, because another
+// relay serves, nothing can be expected of the peers: their reports go to that one.
+func (e *engine) missing(captured map[string]bool, heard map[uint32]bool, relayed bool) iter.Seq[TestReport] {
+	return func(yield func(TestReport) bool) {
+		for _, s := range e.segments {
+			if !captured[s.name] && !yield(TestReport{Peer: thisRelay, Segment: s.name, Outcome: "not captured"}) {
+				return
+			}
+		}
+		if !relayed {
+			return
+		}
 		for _, p := range e.mesh.Peers(time.Now()) {
 			report := TestReport{Peer: p.Address.String(), Outcome: "no report"}
-			if p.Kind == mesh.Self || p.Through.IsValid() || p.Origin == "heard" {
+			if heard[p.Number] || p.Kind == mesh.Self || p.Through.IsValid() || p.Origin == "heard" {
 				continue
 			}
 			if p.Kind == mesh.Original {
 				report.Outcome, report.OK = "SnowSignal's: cannot report", true
 			}
-			if !heard[report.Peer] && !yield(report) {
+			if !yield(report) {
 				return
 			}
 		}
-	}, nil
+	}
 }
 
 func relays(ranges []datagram.PortRange, port uint16) bool {
