@@ -22,8 +22,10 @@ type stranger struct {
 const (
 	strangerWays = 4
 	strangerSets = 256
-	// firstStranger keeps numbers of strangers apart from those of peers.
-	firstStranger = 1 << 31
+	// Strangers have numbers apart from those of peers and, from endStrangers on, from those that
+	// package guard gives to segments.
+	firstStranger = 1 << 30
+	endStrangers  = 1 << 31
 	// strangerTime is for how long a stranger is shown after its last datagram.
 	strangerTime = time.Minute
 )
@@ -54,8 +56,8 @@ func (s *strangers) get(from netip.AddrPort, now time.Time) *stranger {
 		}
 	}
 	*oldest = stranger{number: s.next, addr: from, last: now}
-	if s.next++; s.next < firstStranger {
-		s.next = firstStranger // after two thousand million strangers
+	if s.next++; s.next == endStrangers {
+		s.next = firstStranger // after a thousand million strangers
 	}
 	return oldest
 }
