@@ -224,11 +224,17 @@ func (m *Mesh) SetPeers(addrs []netip.AddrPort) (ignored int) {
 		p.origin &^= configured
 	}
 	for _, addr := range addrs {
+		if p := m.byAddr[unmapped(addr)]; p != nil {
+			p.origin |= configured
+		}
+	}
+	m.removeOrphans() // makes room
+	m.stale = true
+	for _, addr := range addrs {
 		if !m.addPeer(addr, configured) {
 			ignored++
 		}
 	}
-	m.removeOrphans()
 	return ignored
 }
 
