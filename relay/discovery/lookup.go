@@ -116,10 +116,10 @@ type sighting struct {
 // errAlone is about an answer that names nobody but this relay while there are others to remember.
 var errAlone = errors.New("the answer names no relay but this one")
 
-// digest makes what is known of a host after an answer from what was known before. own tells which addresses are this relay,
+// digest makes what is known of a host after an answer from what was known before, for at most retention. own tells which addresses are this relay,
 // gone which ones need not be kept. The error says why some of what is known is not from this answer, or why
 // nothing is known.
-func digest(before []sighting, a answer, now time.Time, own, gone func(netip.Addr) bool) (known []sighting, err error) {
+func digest(before []sighting, a answer, now time.Time, retention time.Duration, own, gone func(netip.Addr) bool) (known []sighting, err error) {
 	self := false
 	for _, addr := range a.addrs {
 		if own(addr) {

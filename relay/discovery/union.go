@@ -32,8 +32,7 @@ type UnionOptions struct {
 // A Union is what several sources know together. Its methods can be called from several goroutines.
 type Union struct {
 	o       UnionOptions
-	every   time.Duration // lookupEvery, lookupPause; tests with a real name server have no time for them
-	pause   time.Duration
+	pace    pace
 	changed chan struct{} // has one element when peers has to be asked
 
 	mu      sync.Mutex              // guards all below
@@ -41,12 +40,18 @@ type Union struct {
 	watches []*watch
 }
 
+// A pace is what tests have no time for.
+type pace struct {
+	every, pause time.Duration // lookupEvery, lookupPause
+	retention    time.Duration
+}
+
 // A watch is a source and what is known of its endpoints. The union's mu guards all but source.
 type watch struct {
 	source Source
 	health health // of the list
 	list   []endpoint
-	listed time.Time // when the list was made
+	listed time.Time          // when the list was made
 	hosts  map[endpoint]*host // of those in list that are no literals
 }
 
@@ -80,7 +85,7 @@ func NewUnion(o UnionOptions) *Union {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	u := &Union{o: o, every: lookupEvery, pause: lookupPause, changed: make(chan struct{}, 1)}
+	u := &Union{o: o, pace: pace{lookupEvery, lookupPause, retention}, changed: make(chan struct{}, 1)}
 	for _, s := range o.Sources {
 		u.watches = append(u.watches, &watch{source: s, hosts: map[endpoint]*host{}})
 	}
@@ -103,7 +108,7 @@ func (u *Union) Run(ctx context.Context, update func([]netip.AddrPort)) error {
 	// Before anybody is a peer it must be known that it is not us.
 	ownFailed := u.refreshOwn(ctx, false)
 	group.Go(func() {
-		for pause(ctx, u.every) {
+		for pause(ctx, u.pace.every) {
 			ownFailed = u.refreshOwn(ctx, ownFailed)
 		}
 	})
@@ -195,7 +200,7 @@ func (u *Union) setList(ctx context.Context, w *watch, list []endpoint) map[endp
 	now := time.Now()
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if list == nil && now.Sub(w.listed) < retention {
+	if list == nil && now.Sub(w.listed) < u.pace.retention {
 		return nil
 	}
 	w.list, w.listed = list, now
@@ -228,15 +233,15 @@ func (u *Union) follow(ctx context.Context, w *watch, e endpoint, h *host) {
 		u.mu.Lock()
 		before, own := h.known, u.ownsLocked()
 		u.mu.Unlock()
-		known, err := digest(before, a, time.Now(), own, gone)
+		known, err := digest(before, a, time.Now(), u.pace.retention, own, gone)
 		u.mu.Lock()
 		h.known = known
 		u.mu.Unlock()
 		u.report(&h.health, err, w.source.name, e.host)
 		u.wake()
-		wait := u.every - time.Since(start)
+		wait := u.pace.every - time.Since(start)
 		if err != nil {
-			wait = u.pause
+			wait = u.pace.pause
 		}
 		if !pause(ctx, wait) {
 			return
