@@ -91,7 +91,7 @@ func NewElection(config ElectionConfig) *Election {
 }
 
 // SetReady says whether this relay can serve, and where the mesh finds it. It takes effect
-// with the next Tick.
+// with the next announcement.
 //
 // A relay that begins is best not ready for one Interval: it then yields to
 // whoever is there already, and the segment never has two; if nobody is, it serves
@@ -108,10 +108,11 @@ func (e *Election) SetReady(ready bool, meshAddrs []netip.AddrPort) {
 func (e *Election) AppendAnnouncement(b []byte, from MAC, now int64) []byte {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.electLocked(now)
 	e.sequence++
 	a := Announcement{
 		Relay: e.config.Relay, Mesh: e.config.Mesh, Token: e.config.Token, Sequence: e.sequence,
-		Ready: e.ready, Serving: e.ready && e.Serving(now), MeshAddrs: e.addrs,
+		Ready: e.ready, Serving: e.Serving(now), MeshAddrs: e.addrs,
 	}
 	return a.Append(b, from)
 }

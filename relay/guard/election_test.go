@@ -97,6 +97,9 @@ func TestElection(t *testing.T) {
 	b.SetReady(false, nil)
 	pass(t, 5*time.Second, 5*time.Second+1, all...)
 	check(5*time.Second+1, "2")
+	if n := c.Neighbours(int64(5*time.Second + 1)); n[0].Relay != b.id || n[0].Serving || n[0].Ready {
+		t.Errorf("relay 1 says %+v, want neither ready nor serving", n[0].Announcement)
+	}
 
 	if !strings.Contains(c.log.String(), "relay=02:00:00:00:00:01") {
 		t.Errorf("the log does not name relay 1:\n%s", c.log)
@@ -122,6 +125,10 @@ func TestNewcomer(t *testing.T) {
 	now := time.Second
 	if got := serving(now, better); got != "1" {
 		t.Error("a relay that hears nobody does not serve")
+	}
+	a, _, err := guard.Parse(better.AppendAnnouncement(nil, better.mac, int64(now)))
+	if err != nil || a.Ready || !a.Serving {
+		t.Errorf("it says %+v, %v, want serving though not ready", a, err)
 	}
 	pass(t, now, now+2*guard.Interval, old, better)
 	now += 2 * guard.Interval
