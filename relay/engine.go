@@ -5,6 +5,8 @@ package relay
 
 import (
 	"encoding/binary"
+	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -50,6 +52,23 @@ type engine struct {
 	meshSent     atomic.Uint64
 	meshSentSize atomic.Uint64
 	meshErrors   atomic.Uint64
+}
+
+// newEngine makes an engine without segments and peers, of options that are complete.
+func newEngine(o *Options, id datagram.MAC) (*engine, error) {
+	e := &engine{opts: o, log: o.Log, started: time.Now(), id: id, sealed: len(o.Keys) > 0 || o.Identity != nil}
+	if o.CountSearches {
+		e.searches = epics.NewStats(epics.StatsOptions{})
+	}
+	var err error
+	e.mesh, err = mesh.New(mesh.Options{
+		ID: id, Keys: o.Keys, Identity: o.Identity, Compat: o.Compat, OnlyPeers: o.OnlyPeers, Allow: o.AllowMesh,
+		Payload: o.MeshMTU, Version: o.Version,
+	})
+	if errors.Is(err, mesh.ErrOptions) {
+		err = fmt.Errorf("%w: %w", ErrOptions, err)
+	}
+	return e, err
 }
 
 // transport sends datagrams of the mesh. It can be used by several goroutines.

@@ -27,7 +27,6 @@ import (
 	"github.com/seed5728abee/fathom/internal/rawio"
 	"github.com/seed5728abee/fathom/relay/datagram"
 	"github.com/seed5728abee/fathom/relay/discovery"
-	"github.com/seed5728abee/fathom/relay/epics"
 	"github.com/seed5728abee/fathom/relay/guard"
 	"github.com/seed5728abee/fathom/relay/mesh"
 )
@@ -70,29 +69,25 @@ func New(o Options) (*Relay, error) {
 	} else if err == nil {
 		probe.Close()
 	}
-	r := &Relay{engine: &engine{opts: &o, log: o.Log, started: time.Now(), sealed: len(o.Keys) > 0 || o.Identity != nil}}
-	if o.CountSearches {
-		r.searches = epics.NewStats(epics.StatsOptions{})
-	}
-	if err := r.open(); err != nil {
+	r := new(Relay)
+	if err := r.open(&o); err != nil {
 		r.Close()
 		return nil, err
 	}
 	return r, nil
 }
 
-func (r *Relay) open() (err error) {
-	o := r.opts
+func (r *Relay) open(o *Options) (err error) {
 	var first rawio.InterfaceState
-	r.id = randomMAC()
+	id := randomMAC()
 	known := false
 	for _, name := range o.Interfaces {
 		info, err := rawio.LookupInterface(name)
 		if err != nil && o.RequireInterfaces {
 			return err
 		}
-		if err == nil && (!known || bytes.Compare(info.MAC[:], r.id[:]) < 0) {
-			r.id, known = info.MAC, true
+		if err == nil && (!known || bytes.Compare(info.MAC[:], id[:]) < 0) {
+			id, known = info.MAC, true
 		}
 		if name == o.Interfaces[0] {
 			first = info
@@ -106,19 +101,13 @@ func (r *Relay) open() (err error) {
 		}
 		listen = netip.AddrPortFrom(first.Prefixes[i].Addr(), o.MeshPort)
 	}
+	if r.engine, err = newEngine(o, id); err != nil {
+		return err
+	}
 	if r.conn, err = openMeshConn(r.engine, listen); err != nil {
 		return err
 	}
 	r.out = r.conn
-	if r.mesh, err = mesh.New(mesh.Options{
-		ID: r.id, Keys: o.Keys, Identity: o.Identity, Compat: o.Compat, OnlyPeers: o.OnlyPeers, Allow: o.AllowMesh,
-		Payload: o.MeshMTU, Version: o.Version,
-	}); err != nil {
-		if errors.Is(err, mesh.ErrOptions) {
-			err = fmt.Errorf("%w: %w", ErrOptions, err)
-		}
-		return err
-	}
 	var segments []*segment
 	for i, name := range o.Interfaces {
 		p, err := newPort(r.engine, name, guard.LocalSource(i))
