@@ -226,10 +226,12 @@ func (m *Mesh) receiveHandshake1(from netip.AddrPort, b []byte, out *Outbox, now
 	remote := binary.BigEndian.Uint32(b[headerLen+4:])
 	ephemeral := [dhLen]byte(b[handshake1Header:])
 	if i := m.indexes[remote].initiation; i != nil && i.ephemeral == ephemeral {
-		p := i.peer
-		p.unanswered = 0
-		m.setSelf(p)
-		p.link.attemptNext = now.Add(patientInterval)
+		// It came back. A peer with a session is somebody else, whatever is reflected.
+		if p := i.peer; p.link.current == nil {
+			p.unanswered = 0
+			m.setSelf(p)
+			p.link.attemptNext = now.Add(patientInterval)
+		}
 		return drop.None
 	}
 	if !m.perSource.allow(from.Addr(), now) {
@@ -437,9 +439,13 @@ func (m *Mesh) admit(text []byte, state *noise.HandshakeState, now time.Time) (*
 		since: now, until: now.Add(sessionTime), epoch: m.epoch,
 	}
 	if m.identity != nil {
-		var err error
-		if s.name, err = m.identity.check(h.proof, state.PeerStatic(), now); err != nil {
+		cert, err := m.identity.check(h.proof, state.PeerStatic(), now)
+		if err != nil {
 			return nil, false
+		}
+		s.name = certificateName(cert)
+		if cert.NotAfter.Before(s.until) {
+			s.until = cert.NotAfter
 		}
 	}
 	return s, true

@@ -93,7 +93,7 @@ func ReadIdentity(certificate, key, authorities string) (*Identity, error) {
 // Name is what peers call this relay: the first DNS name or URI of its certificate, or else the common name.
 func (id *Identity) Name() string { return certificateName(id.leaf) }
 
-// NotAfter is when the certificate ends. Links outlive it by ten minutes at most.
+// NotAfter is when the certificate ends, and with it every link that it began.
 func (id *Identity) NotAfter() time.Time { return id.leaf.NotAfter }
 
 func certificateName(c *x509.Certificate) string {
@@ -182,8 +182,8 @@ func (id *Identity) prove(b, static []byte) ([]byte, error) {
 	return b, nil
 }
 
-// check reads a proof and says whose it is.
-func (id *Identity) check(b, static []byte, now time.Time) (name string, err error) {
+// check reads a proof and gives the certificate that it is from.
+func (id *Identity) check(b, static []byte, now time.Time) (*x509.Certificate, error) {
 	malformed := fmt.Errorf("malformed: %w", ErrCertificate)
 	sized := func() ([]byte, bool) {
 		if len(b) < 2 || len(b)-2 < int(binary.BigEndian.Uint16(b)) {
@@ -195,22 +195,22 @@ func (id *Identity) check(b, static []byte, now time.Time) (name string, err err
 		return data, true
 	}
 	if len(b) > maxChainBytes+2048 {
-		return "", malformed
+		return nil, malformed
 	}
 	signature, ok := sized()
 	if !ok || len(b) < 1 || b[0] > maxChain {
-		return "", malformed
+		return nil, malformed
 	}
 	chain := make([][]byte, b[0])
 	b = b[1:]
 	for i := range chain {
 		if chain[i], ok = sized(); !ok {
-			return "", malformed
+			return nil, malformed
 		}
 	}
 	leaf, err := id.verifyChain(chain, now)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	digest := signedDigest(static)
 	switch key := leaf.PublicKey.(type) {
@@ -224,7 +224,7 @@ func (id *Identity) check(b, static []byte, now time.Time) (name string, err err
 		ok = false
 	}
 	if !ok {
-		return "", fmt.Errorf("its key did not sign this link's key: %w", ErrCertificate)
+		return nil, fmt.Errorf("its key did not sign this link's key: %w", ErrCertificate)
 	}
-	return certificateName(leaf), nil
+	return leaf, nil
 }

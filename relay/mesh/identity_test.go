@@ -92,7 +92,10 @@ func (a *authority) identity(tb testing.TB, name string, key crypto.Signer) *Ide
 			tb.Fatal(err)
 		}
 	}
-	cert, keyPEM := a.issue(tb, key, func(c *x509.Certificate) { c.DNSNames = []string{name} })
+	cert, keyPEM := a.issue(tb, key, func(c *x509.Certificate) {
+		c.DNSNames = []string{name}
+		c.NotAfter = a.now.Add(15 * time.Minute)
+	})
 	id, err := ParseIdentity(cert, keyPEM, a.pem)
 	if err != nil {
 		tb.Fatal(err)
@@ -157,8 +160,10 @@ func TestCertificates(t *testing.T) {
 	if len(a.take()) != 40 {
 		t.Error("broadcasts were lost when the certificate changed")
 	}
-	// When the certificates have ended, so have the links, at the latest when their sessions have.
-	w.run(13 * time.Hour)
+	// When the certificates have ended, so have the links.
+	w.run(14 * time.Minute)
+	a.wantState(2, Ours, Up)
+	w.run(time.Minute)
 	for i := range 3 {
 		if s := c.status(i + 1); s.State == Up {
 			t.Errorf("up with a certificate that has ended: %+v", s)
