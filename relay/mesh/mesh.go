@@ -50,6 +50,8 @@ const (
 	maxPayload     = 8192
 	// MaxPeers is the most addresses that a mesh sends to.
 	MaxPeers = 1024
+	// maxNeighbours keeps somebody who announces relays that are not there from taking the room of others.
+	maxNeighbours = 64
 )
 
 // Errors of options.
@@ -239,7 +241,8 @@ func (m *Mesh) SetPeers(addrs []netip.AddrPort) (ignored int) {
 }
 
 // AddNeighbour adds the addresses of a relay that announced itself on a segment. It stays a peer until it has
-// not been added again for ten seconds. Nothing is sent to it before it has shown itself to be ours.
+// not been added again for ten seconds; there can be 64 of them. Nothing is broadcast to it before it has shown itself to
+// be ours.
 func (m *Mesh) AddNeighbour(addrs []netip.AddrPort, now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -267,7 +270,7 @@ func (m *Mesh) addPeer(addr netip.AddrPort, o origin) bool {
 	}
 	p := m.byAddr[addr]
 	if p == nil {
-		if len(m.peers) == MaxPeers {
+		if len(m.peers) == MaxPeers || o == neighbour && m.neighbours() >= maxNeighbours {
 			return false
 		}
 		m.number++
@@ -282,6 +285,16 @@ func (m *Mesh) addPeer(addr netip.AddrPort, o origin) bool {
 		m.stale = true
 	}
 	return true
+}
+
+// neighbours counts the peers that are nothing else.
+func (m *Mesh) neighbours() (n int) {
+	for _, p := range m.peers {
+		if p.origin == neighbour {
+			n++
+		}
+	}
+	return n
 }
 
 // removeOrphans removes the peers that have no reason to be there any more.

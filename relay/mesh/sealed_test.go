@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -328,6 +329,13 @@ func TestBadNetwork(t *testing.T) {
 					t.Errorf("seed %d: %v: %d of %d arrived", seed, x, len(got), 2*count)
 				}
 			}
+			w.loss = 0
+			w.run(5 * time.Second)
+			for i, x := range nodes {
+				for _, y := range nodes[:i] {
+					sameSession(t, x, y)
+				}
+			}
 		})
 	}
 }
@@ -554,4 +562,91 @@ func TestReset(t *testing.T) {
 	if begun == 0 || begun > 3 {
 		t.Errorf("%d handshakes in two seconds", begun)
 	}
+}
+
+// Both sides begin at the same time, and the way is so long that both handshakes complete: one session is used,
+// the same at both sides.
+func TestSimultaneous(t *testing.T) {
+	for seed := range uint64(10) {
+		w := newNetwork(t, seed)
+		w.delay = 600 * time.Millisecond
+		a, b := w.add(1, keyed(1)), w.add(2, keyed(1))
+		a.peers(2)
+		b.peers(1)
+		installed := 0
+		w.seen = func(_, _ netip.AddrPort, data []byte) {
+			if framed(data) == kindHandshake3 {
+				installed++
+			}
+		}
+		w.run(10 * time.Second)
+		sameSession(t, a, b)
+		if installed < 2 {
+			t.Errorf("seed %d: only one handshake: the test does not test what it is for", seed)
+		}
+		for n := range uint32(60) {
+			a.send(frame(n))
+			b.send(frame(n))
+			w.run(time.Second)
+		}
+		w.run(time.Second)
+		wantNumbers(t, a, seq(0, 60)...)
+		wantNumbers(t, b, seq(0, 60)...)
+		sameSession(t, a, b)
+	}
+}
+
+// Announcements of relays that are not there do not take the room of those that are.
+func TestNeighbourFlood(t *testing.T) {
+	w := newNetwork(t, 1)
+	a := w.add(1, keyed(1))
+	for n := range uint16(2000) {
+		a.AddNeighbour([]netip.AddrPort{netip.AddrPortFrom(address(9).Addr(), n+1)}, w.now)
+	}
+	if n := len(a.Peers(w.now)); n != maxNeighbours {
+		t.Errorf("%d peers", n)
+	}
+	w.run(time.Minute)
+	if n := len(a.Peers(w.now)); n != 0 || len(a.indexes) != 0 {
+		t.Errorf("%d peers and %d indexes a minute later", n, len(a.indexes))
+	}
+}
+
+// All methods at once, from several goroutines: for the race detector.
+func TestConcurrent(t *testing.T) {
+	m, peer, now := star(t, 1, keyed(1))
+	frames := batch(true)
+	var wg sync.WaitGroup
+	for _, f := range []func(out *Outbox){
+		func(out *Outbox) {
+			m.Send(frames, out, now)
+			var in Inbox
+			var answers Outbox
+			for _, o := range out.Items {
+				peer.Receive(address(200), o.Data, &in, &answers, now)
+			}
+		},
+		func(out *Outbox) { m.Tick(now, out) },
+		func(*Outbox) { m.Peers(now) },
+		func(*Outbox) { m.SetPeers([]netip.AddrPort{address(1), address(2)}) },
+		func(*Outbox) { m.Confirmed([6]byte{}, [8]byte{}) },
+		func(*Outbox) { m.SetSegments([][8]byte{{1}}) },
+		func(*Outbox) { m.AddNeighbour([]netip.AddrPort{address(3)}, now) },
+		func(out *Outbox) { m.SendReport(1, TestReport{}, out, now) },
+		func(*Outbox) {
+			if err := m.SetKeys([]Key{testKey(1), testKey(2)}); err != nil {
+				t.Error(err)
+			}
+		},
+		func(*Outbox) { m.Deadline() },
+	} {
+		wg.Go(func() {
+			var out Outbox
+			for range 50 {
+				out.Reset()
+				f(&out)
+			}
+		})
+	}
+	wg.Wait()
 }

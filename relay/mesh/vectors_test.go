@@ -128,9 +128,7 @@ func record(t *testing.T, o Options) map[string][]byte {
 // TestVectors holds that the format stays as it is: what relays say with fixed random bytes is what is on file.
 func TestVectors(t *testing.T) {
 	got := record(t, Options{})
-	for name, data := range record(t, keyed(1)) {
-		got[name] = data
-	}
+	maps.Copy(got, record(t, keyed(1)))
 	got["ss"] = ssFrame(9, 64)
 	if *update {
 		writeVectors(t, got)
