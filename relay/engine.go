@@ -104,15 +104,19 @@ type segment struct {
 	mac      datagram.MAC
 	mtu      int
 	prefixes []netip.Prefix
-	policy   *datagram.Policy
-	copies   guard.Copies
-	election *guard.Election
-	limiter  *guard.Limiter
-	excesses []guard.Excess // backing for look
-	storms   uint64         // dropped for being one, when last looked
+	addrs    []netip.AddrPort // where the mesh finds this relay
+	// originals are the addresses of relays of the origin on the segment, as far as they are known.
+	originals []guard.MAC
+	policy    *datagram.Policy
+	copies    guard.Copies
+	election  *guard.Election
+	limiter   *guard.Limiter
+	excesses  []guard.Excess // backing for look
+	storms    uint64         // dropped for being one, when last looked
 
 	// These belong to the segment's own goroutine.
 	storming          bool
+	listened          bool // an announcement has gone out since the interface came up
 	looked, announced time.Time
 	announcement      []byte
 
@@ -327,8 +331,9 @@ func (s *segment) heard(ethernet []byte, now time.Time, stamp int64) {
 		s.drops.Add(drop.Malformed, 1)
 		return
 	}
-	s.election.Heard(a, from, stamp)
-	s.copies.SetNeighbours(s.election.Neighbours(stamp), nil)
+	if s.election.Heard(a, from, stamp) {
+		s.copies.SetNeighbours(s.election.Neighbours(stamp), s.originals)
+	}
 	if m := s.engine.mesh; a.Mesh == m.MeshID() {
 		m.AddNeighbour(a.MeshAddrs, now)
 	}

@@ -89,7 +89,7 @@ func (s *segment) look(now time.Time) {
 	s.election.Tick(stamp)
 	s.mu.Lock()
 	s.copies.Tick(stamp)
-	s.copies.SetNeighbours(s.election.Neighbours(stamp), nil)
+	s.copies.SetNeighbours(s.election.Neighbours(stamp), s.originals)
 	s.excesses = s.limiter.AppendExcesses(s.excesses[:0], stamp)
 	excesses := s.excesses
 	storms := s.drops.Get(drop.Storm) + s.notEmitted.Get(drop.Storm)

@@ -10,12 +10,15 @@ import (
 	"io"
 	"net/netip"
 	"runtime"
+	"slices"
 	"sync/atomic"
 	"time"
 
 	"github.com/seed5728abee/fathom/internal/rawio"
 	"github.com/seed5728abee/fathom/relay/datagram"
 	"github.com/seed5728abee/fathom/relay/drop"
+	"github.com/seed5728abee/fathom/relay/guard"
+	"github.com/seed5728abee/fathom/relay/mesh"
 )
 
 // ringBytes is the memory of a capture ring. What waits longer waits in the backlog, so that the ring
@@ -92,6 +95,7 @@ func (p *port) periodic(now time.Time) (next time.Time) {
 	if now.Sub(p.counted) >= countInterval {
 		p.counted = now
 		p.count()
+		p.originals()
 	}
 	if p.ring == nil {
 		return earlier(p.segment.periodic(p.worker, now, nil), p.retry.Add(time.Millisecond))
@@ -118,6 +122,33 @@ func (p *port) work(due time.Time) error {
 			return nil
 		}
 	}
+}
+
+// originals finds the Ethernet addresses of SnowSignal's relays among the peers, where they are on this segment. They
+// do not announce themselves, but as peers they are hosts that this one sends to, so that the kernel knows them.
+func (p *port) originals() {
+	s := p.segment
+	var macs []guard.MAC
+	var known map[netip.Addr][6]byte
+	for _, peer := range p.engine.mesh.Peers(time.Now()) {
+		addr := peer.Address.Addr()
+		if peer.Kind != mesh.Original || !slices.ContainsFunc(p.info.Prefixes, func(q netip.Prefix) bool { return q.Contains(addr) }) {
+			continue
+		}
+		if known == nil {
+			var err error
+			if known, err = rawio.Neighbours(p.info.Index); err != nil {
+				p.engine.log.Debug("neighbours", "interface", s.name, "error", err)
+				return
+			}
+		}
+		if mac, ok := known[addr]; ok {
+			macs = append(macs, mac)
+		}
+	}
+	s.mu.Lock()
+	s.originals = macs
+	s.mu.Unlock()
 }
 
 // drain moves what waits in the ring, if there is one, to the backlog, as far as it has room.

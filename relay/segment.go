@@ -57,12 +57,14 @@ func (s *segment) set(l link, problem string) {
 	for _, prefix := range l.prefixes {
 		addrs = append(addrs, netip.AddrPortFrom(prefix.Addr(), e.opts.MeshPort))
 	}
-	s.election.SetReady(up && e.opts.Direction == Both, addrs)
 	policy, err := datagram.NewPolicy(e.opts.policy(l.prefixes))
+	if !up {
+		s.election.SetReady(false, addrs)
+	}
 	isNew := l.mac != (datagram.MAC{}) && e.addMAC(l.mac)
 	s.mu.Lock()
 	was, before := s.up, s.problem
-	s.up, s.problem = up, problem
+	s.up, s.problem, s.addrs = up, problem, addrs
 	s.mac, s.mtu, s.prefixes = l.mac, l.mtu, l.prefixes
 	if err == nil { // else there is an address that makes no sense: what was known before is better than nothing
 		s.policy = policy
@@ -104,8 +106,18 @@ func (s *segment) periodic(w *worker, now time.Time, send func(frame []byte)) (n
 	return earlier(next, now.Add(guard.Interval))
 }
 
-// announce tells other relays on the segment that this one is here.
+// announce tells other relays on the segment that this one is here. It is not ready before it has listened for the time
+// between two announcements, so that it does not serve beside one that is there already.
 func (s *segment) announce(now time.Time, send func(frame []byte)) {
+	s.mu.Lock()
+	up, addrs := s.up, s.addrs
+	s.mu.Unlock()
+	s.election.SetReady(up && s.listened && s.engine.opts.Direction == Both, addrs)
+	s.listened = up
+	s.say(now, send)
+}
+
+func (s *segment) say(now time.Time, send func(frame []byte)) {
 	s.announcement = s.election.AppendAnnouncement(s.announcement[:0], s.mac, s.engine.stamp(now))
 	send(s.announcement)
 }
@@ -113,7 +125,7 @@ func (s *segment) announce(now time.Time, send func(frame []byte)) {
 // leave tells other relays on the segment that this one is going, so that the next serves at once.
 func (s *segment) leave(now time.Time, send func(frame []byte)) {
 	s.election.SetReady(false, nil)
-	s.announce(now, send)
+	s.say(now, send)
 }
 
 func earlier(a, b time.Time) time.Time {

@@ -91,6 +91,22 @@ func lastOf(p netip.Prefix) netip.Addr {
 	return netip.AddrFrom4(a)
 }
 
+// Neighbours returns the Ethernet addresses of the hosts on an interface's network that the kernel has talked with, by
+// their IP addresses.
+func Neighbours(index int) (map[netip.Addr][6]byte, error) {
+	list, err := netlink.NeighList(index, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("neighbours on interface %d: %w", index, err)
+	}
+	known := make(map[netip.Addr][6]byte, len(list))
+	for _, n := range list {
+		if addr, ok := netip.AddrFromSlice(n.IP); ok && len(n.HardwareAddr) == 6 && n.State&(netlink.NUD_NOARP|netlink.NUD_FAILED|netlink.NUD_INCOMPLETE) == 0 {
+			known[addr.Unmap()] = [6]byte(n.HardwareAddr)
+		}
+	}
+	return known, nil
+}
+
 // changesSettle is how long changes are collected after the first: an interface that goes up, or is made anew, takes
 // several steps within milliseconds.
 const changesSettle = 50 * time.Millisecond
