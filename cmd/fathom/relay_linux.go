@@ -306,10 +306,8 @@ func (a *app) runRelay(cmd *cobra.Command, o *relayOptions) error {
 		return fmt.Errorf("drop privileges: %w", err)
 	}
 	debug.FreeOSMemory()
-	if err := rawio.ReleaseProgram(); err != nil {
-		log.Debug("memory", "error", err)
-	}
 	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return staySmall(ctx, log) })
 	if err := serveHealth(ctx, group, o.metrics, registry, func() bool { return rl.Status().Ready }); err != nil {
 		listener.Close()
 		return err
@@ -323,6 +321,27 @@ func (a *app) runRelay(cmd *cobra.Command, o *relayOptions) error {
 		return err
 	}
 	return nil
+}
+
+// smallInterval is how often the memory of the program's own file is given back.
+const smallInterval = 30 * time.Second
+
+// staySmall keeps the pages of the program's file that are in memory to those that a relay uses. Most of a program that can do
+// so much else is only looked at when it starts, or once in a while.
+func staySmall(ctx context.Context, log *slog.Logger) error {
+	ticker := time.NewTicker(smallInterval)
+	defer ticker.Stop()
+	for {
+		if err := rawio.ReleaseProgram(); err != nil {
+			log.Debug("memory", "error", err)
+			return nil // it is a matter of a few megabytes
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+	}
 }
 
 // sources gives where peers come from.
