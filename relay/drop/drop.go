@@ -5,6 +5,7 @@ package drop
 
 import (
 	"fmt"
+	"slices"
 	"sync/atomic"
 )
 
@@ -71,6 +72,55 @@ var names = [Count]string{
 	ReadOnly: "read-only", Unframed: "unframed", OpenRefused: "open-refused", Unauthenticated: "unauthenticated",
 	UnknownPeer: "unknown-peer", Replayed: "replayed", TooLong: "too-long", NoInterface: "no-interface",
 	SendError: "send-error", QueueFull: "queue-full",
+}
+
+// meanings say what is behind a reason, to those who run a relay.
+var meanings = [Count]string{
+	None:            "carried on",
+	NotBroadcast:    "sent to one host, not to all",
+	Tagged:          "has a VLAN tag: belongs to another segment",
+	Truncated:       "shorter than its headers say",
+	Malformed:       "headers that contradict each other",
+	BadChecksum:     "damaged on its way to the relay",
+	NotUDP:          "another protocol than UDP",
+	Port:            "to a UDP port that is not relayed",
+	Destination:     "to an address that is not a broadcast address of the segment, nor a relayed group",
+	BadSource:       "from an address that no host can have",
+	Filtered:        "from a network that --allow-source and --deny-source keep out",
+	Incomplete:      "fragments or parts of a large broadcast did not all come in time",
+	Overlapping:     "fragments that contradict each other",
+	Overflow:        "more large broadcasts at a time than there is room for",
+	Invalid:         "no message of the port's protocol (--validate)",
+	Echo:            "put on the segment, or sent, by this relay itself",
+	Rebroadcast:     "put on the segment by another relay",
+	Copy:            "the segment has had it already",
+	Storm:           "the same broadcast over and over (--repeat-rate)",
+	Rate:            "more per second than --source-rate or --segment-rate allow",
+	Standby:         "another relay serves the segment",
+	ReadOnly:        "this relay carries broadcasts one way only (--read-only, --emit-only)",
+	Unframed:        "not of a relay",
+	OpenRefused:     "in clear, to a relay with a key",
+	Unauthenticated: "not sealed with a key that is known",
+	UnknownPeer:     "from an address that is not a peer's (--only-peers)",
+	Replayed:        "received before, or too old to tell",
+	TooLong:         "longer than can be sent",
+	NoInterface:     "the interface is down or missing",
+	SendError:       "the system refused to send it",
+	QueueFull:       "came faster than it could be worked off",
+}
+
+// Meaning says in a few words what is behind the reason.
+func (r Reason) Meaning() string {
+	if int(r) < Count {
+		return meanings[r]
+	}
+	return ""
+}
+
+// Find returns the reason with a name, as [Reason.String] gives it.
+func Find(name string) (r Reason, ok bool) {
+	i := slices.Index(names[:], name)
+	return Reason(max(i, 0)), i >= 0
 }
 
 // String is the reason's name in metrics and JSON.

@@ -17,7 +17,19 @@ func TestReasonsHaveNames(t *testing.T) {
 		if r.String() == "" || seen[r.String()] {
 			t.Errorf("reason %d is called %q, want a name of its own", uint8(r), r)
 		}
+		if r.Meaning() == "" {
+			t.Errorf("nobody says what %q means", r)
+		}
+		if found, ok := drop.Find(r.String()); !ok || found != r {
+			t.Errorf("reason %q is not found by its name, but %v, %t", r, found, ok)
+		}
 		seen[r.String()] = true
+	}
+	if _, ok := drop.Find("because"); ok {
+		t.Error("found a reason that does not exist")
+	}
+	if got := drop.Reason(250).Meaning(); got != "" {
+		t.Errorf("unknown reason means %q", got)
 	}
 	if got := drop.Reason(250).String(); got != "Reason(250)" {
 		t.Errorf("unknown reason is called %q", got)
