@@ -179,7 +179,7 @@ func (u *Union) watch(ctx context.Context, w *watch) {
 		for e, h := range u.setList(ctx, w, list) {
 			followers.Go(func() { u.follow(h.ctx, w, e, h) })
 		}
-		u.report(&w.health, err, w.source.name, w.source.name)
+		u.report(&w.health, err, w.source.name, w.source.name, len(w.list))
 		u.wake()
 		if w.source.every == 0 {
 			return
@@ -237,7 +237,7 @@ func (u *Union) follow(ctx context.Context, w *watch, e endpoint, h *host) {
 		u.mu.Lock()
 		h.known = known
 		u.mu.Unlock()
-		u.report(&h.health, err, w.source.name, e.host)
+		u.report(&h.health, err, w.source.name, e.host, len(known))
 		u.wake()
 		wait := u.pace.every - time.Since(start)
 		if err != nil {
@@ -249,8 +249,9 @@ func (u *Union) follow(ctx context.Context, w *watch, e endpoint, h *host) {
 	}
 }
 
-// report keeps how asking for a name went, and tells when that changes.
-func (u *Union) report(h *health, err error, source, name string) {
+// report keeps how asking for a name went, and tells when that changes. known is how many endpoints or addresses are known all the
+// same.
+func (u *Union) report(h *health, err error, source, name string, known int) {
 	now := time.Now()
 	u.mu.Lock()
 	before := h.problem
@@ -263,7 +264,7 @@ func (u *Union) report(h *health, err error, source, name string) {
 	u.mu.Unlock()
 	switch {
 	case err != nil && before == "":
-		u.o.Log.Warn("cannot find relays; keeping those found before", "source", source, "name", name, "error", err)
+		u.o.Log.Warn("cannot find relays", "source", source, "name", name, "known", known, "error", err)
 	case err == nil && before != "":
 		u.o.Log.Info("can find relays again", "source", source, "name", name)
 	}
