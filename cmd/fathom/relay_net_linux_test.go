@@ -89,7 +89,7 @@ func newRelayNet(t *testing.T, segments ...string) *relayNet {
 	for i, hosts := range segments {
 		seg := "seg" + strconv.Itoa(i+1)
 		topology.Bridges[seg] = lab.BridgeConfig{Subnets: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 77, byte(i + 1), 0}), 24)}}
-		for _, h := range strings.Fields(hosts) {
+		for h := range strings.FieldsSeq(hosts) {
 			topology.Hosts[h] = lab.HostConfig{}
 			topology.Wires = append(topology.Wires, lab.WireConfig{Ends: [2]string{h, seg}})
 		}

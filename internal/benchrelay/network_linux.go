@@ -101,7 +101,11 @@ type place struct {
 // ours is the fathom program.
 func (b *bench) ours() subject {
 	return subject{"fathom", func(ctx context.Context, host *lab.Host, p place) *lab.Cmd {
-		args := []string{"relay", "-t", p.ifname, "-b", p.ports, "-m", strconv.Itoa(meshPort)}
+		// The limits, which are made for what people send, are out of the way but not out of the path.
+		args := []string{
+			"relay", "-t", p.ifname, "-b", p.ports, "-m", strconv.Itoa(meshPort),
+			"--source-rate", "10000000", "--segment-rate", "10000000",
+		}
 		args = append(args, p.more...)
 		args = append(args, "--other-relays")
 		for _, a := range p.peers {

@@ -81,7 +81,10 @@ func (b *bench) ingress(ctx context.Context) error {
 		if err := errors.Join(turns(), sender.close(), sink.close()); err != nil {
 			return err
 		}
-		what := fmt.Sprintf("loss-free broadcasts/s to %d peers", n)
+		what := "loss-free broadcasts/s to " + strconv.Itoa(n) + " peers"
+		if n == 1 {
+			what = "loss-free broadcasts/s to a peer"
+		}
 		b.rates("ingress", what, goals[n], rates)
 		b.figures.Add("ingress", what+", bare loop", rate(figures.Median(rates["bare loop"])))
 	}
