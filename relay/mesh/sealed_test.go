@@ -409,6 +409,91 @@ func TestNAT(t *testing.T) {
 	}
 }
 
+// A datagram that was on its way for long does not lead a learned peer back to where it was.
+func TestLateDatagramMovesNothing(t *testing.T) {
+	w := newNetwork(t, 1)
+	inside, outside := w.add(1, keyed(1)), w.add(2, keyed(1))
+	inside.peers(2)
+	w.run(time.Second)
+	var late []byte
+	w.blocked = func(from, _ netip.AddrPort, data []byte) bool {
+		if from != inside.addr || late != nil {
+			return false
+		}
+		late = bytes.Clone(data)
+		return true
+	}
+	inside.send(frame(1))
+	inside.send(frame(2))
+	w.run(100 * time.Millisecond)
+	w.inject(netip.MustParseAddrPort("203.0.113.9:1"), outside.addr, late)
+	w.run(time.Millisecond)
+	wantNumbers(t, outside, 2, 1)
+	if s := outside.Peers(w.now); len(s) != 1 || s[0].Address != inside.addr {
+		t.Errorf("peers %+v", s)
+	}
+}
+
+// A peer that was configured is sent to where it was configured, wherever it sends from.
+func TestConfiguredStays(t *testing.T) {
+	w, a, b := pair(t, 1, keyed(1))
+	other := netip.MustParseAddrPort("203.0.113.9:1")
+	w.nat = func(from netip.AddrPort) netip.AddrPort {
+		if from == b.addr {
+			return other
+		}
+		return from
+	}
+	w.unnat = func(to netip.AddrPort) netip.AddrPort {
+		if to == other {
+			return b.addr
+		}
+		return to
+	}
+	for n := range uint32(10) {
+		b.send(frame(n))
+		a.send(frame(n))
+		w.run(time.Second)
+	}
+	wantNumbers(t, a, seq(0, 10)...)
+	wantNumbers(t, b, seq(0, 10)...)
+	a.wantState(2, Ours, Up)
+	if s := a.Peers(w.now); len(s) != 1 || s[0].Address != b.addr {
+		t.Errorf("peers %+v", s)
+	}
+}
+
+// The last message of a handshake comes from where the first one came from, and the index in the second is the one that
+// its sender meant.
+func TestHandshakeDetours(t *testing.T) {
+	for _, kind := range []byte{kindHandshake2, kindHandshake3} {
+		w := newNetwork(t, 1)
+		a, b := w.add(1, keyed(1)), w.add(2, keyed(1))
+		a.peers(2)
+		w.blocked = func(_, to netip.AddrPort, data []byte) bool {
+			if framed(data) != kind {
+				return false
+			}
+			if kind == kindHandshake2 {
+				data = bytes.Clone(data)
+				data[headerLen+4] ^= 1
+				w.inject(b.addr, to, data)
+			} else {
+				w.inject(netip.MustParseAddrPort("203.0.113.9:1"), to, data)
+			}
+			return true
+		}
+		w.run(time.Minute)
+		a.wantState(2, Unknown, Connecting)
+		if s := b.Peers(w.now); len(s) != 0 {
+			t.Errorf("peers %+v", s)
+		}
+		w.blocked = nil
+		w.run(11 * time.Second)
+		a.wantState(2, Ours, Up)
+	}
+}
+
 // Whatever is replayed, forged or damaged: nothing comes out of it, and the link stays up.
 func TestForgeries(t *testing.T) {
 	w := newNetwork(t, 1)
