@@ -41,7 +41,7 @@ const (
 	gaugeValue   = prometheus.GaugeValue
 )
 
-func flag(is bool) float64 {
+func oneIf(is bool) float64 {
 	if is {
 		return 1
 	}
@@ -52,8 +52,8 @@ var (
 	readyMetric = metric("ready", "1 while the mesh socket and all segments are up.")
 
 	segmentMetrics = []segmentMetric{
-		{metric("segment_up", "1 while the interface is up.", "interface"), gaugeValue, func(s *SegmentStatus) float64 { return flag(s.Up) }},
-		{metric("segment_serving", "1 while this relay, and no other, serves the segment.", "interface"), gaugeValue, func(s *SegmentStatus) float64 { return flag(s.Serving) }},
+		{metric("segment_up", "1 while the interface is up.", "interface"), gaugeValue, func(s *SegmentStatus) float64 { return oneIf(s.Up) }},
+		{metric("segment_serving", "1 while this relay, and no other, serves the segment.", "interface"), gaugeValue, func(s *SegmentStatus) float64 { return oneIf(s.Serving) }},
 		{metric("captured_frames_total", "Frames that came up to be relayed.", "interface"), counterValue, func(s *SegmentStatus) float64 { return float64(s.Captured) }},
 		{metric("captured_bytes_total", "Bytes of those frames.", "interface"), counterValue, func(s *SegmentStatus) float64 { return float64(s.CapturedBytes) }},
 		{metric("relayed_broadcasts_total", "Broadcasts of the segment that went on.", "interface"), counterValue, func(s *SegmentStatus) float64 { return float64(s.Relayed) }},
@@ -75,7 +75,7 @@ var (
 	meshDropped = metric("mesh_dropped_total", "Datagrams of the mesh, or broadcasts in them, that went no further.", "reason")
 
 	peerMetrics = []peerMetric{
-		{metric("peer_up", "1 while the peer answers; relays of SnowSignal never do.", "peer", "kind"), gaugeValue, func(p *mesh.PeerStatus) float64 { return flag(p.State == mesh.Up) }},
+		{metric("peer_up", "1 while the peer answers; relays of SnowSignal never do.", "peer", "kind"), gaugeValue, func(p *mesh.PeerStatus) float64 { return oneIf(p.State == mesh.Up) }},
 		{metric("peer_rtt_seconds", "Time that a datagram takes to the peer and back, smoothed; 0 while it is not known.", "peer", "kind"), gaugeValue, func(p *mesh.PeerStatus) float64 { return p.RTT.Seconds() }},
 		{metric("peer_sent_broadcasts_total", "Broadcasts sent to the peer.", "peer", "kind"), counterValue, func(p *mesh.PeerStatus) float64 { return float64(p.Sent.Broadcasts) }},
 		{metric("peer_received_broadcasts_total", "Broadcasts received from the peer.", "peer", "kind"), counterValue, func(p *mesh.PeerStatus) float64 { return float64(p.Received.Broadcasts) }},
@@ -101,7 +101,7 @@ func (c *collector) Describe(descs chan<- *prometheus.Desc) {
 
 func (c *collector) Collect(metrics chan<- prometheus.Metric) {
 	s := c.status()
-	metrics <- prometheus.MustNewConstMetric(readyMetric, gaugeValue, flag(s.Ready))
+	metrics <- prometheus.MustNewConstMetric(readyMetric, gaugeValue, oneIf(s.Ready))
 	for i := range s.Segments {
 		g := &s.Segments[i]
 		for _, m := range segmentMetrics {

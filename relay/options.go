@@ -124,7 +124,11 @@ func (o *Options) complete() error {
 	if o.MeshPort == 0 {
 		o.MeshPort = DefaultMeshPort
 	}
-	for _, r := range o.Ports {
+	ports := slices.Clone(o.Ports)
+	for _, g := range o.Groups {
+		ports = append(ports, g.Ports...)
+	}
+	for _, r := range ports {
 		if r.First <= o.MeshPort && o.MeshPort <= r.Last {
 			return fmt.Errorf("%w: port %d cannot be both a broadcast port and the mesh port", ErrOptions, o.MeshPort)
 		}

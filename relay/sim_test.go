@@ -332,6 +332,11 @@ func (h *host) take() []heard {
 
 func (h *host) addr() netip.Addr { return h.prefix.Addr() }
 
+// broadcastTo is the limited broadcast address with a port.
+func (h *host) broadcastTo(port uint16) netip.AddrPort {
+	return netip.AddrPortFrom(datagram.Limited(), port)
+}
+
 // wants checks that exactly these datagrams were heard, in this order.
 func (h *host) wants(t *testing.T, texts ...string) {
 	t.Helper()
