@@ -18,7 +18,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -238,6 +237,9 @@ func (r *Relay) register() error {
 // SetKeys changes the keys of a mesh that has some: the first is used from now on, all are accepted.
 func (r *Relay) SetKeys(keys []mesh.Key) error { return r.mesh.SetKeys(keys) }
 
+// SetIdentity changes the certificate, or the authorities, of a mesh that has some.
+func (r *Relay) SetIdentity(id *mesh.Identity) error { return r.mesh.SetIdentity(id) }
+
 // Close closes the sockets of a relay that does not run.
 func (r *Relay) Close() error {
 	if r.closed.Swap(true) {
@@ -265,15 +267,7 @@ func (r *Relay) Test(ctx context.Context, port uint16) (iter.Seq[TestReport], er
 
 // broadcast sends a payload as an application of this host would.
 func broadcast(ifname string, port uint16, payload []byte) error {
-	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
-		if e := c.Control(func(fd uintptr) {
-			err = errors.Join(unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_BROADCAST, 1),
-				unix.SetsockoptString(int(fd), unix.SOL_SOCKET, unix.SO_BINDTODEVICE, ifname))
-		}); e != nil {
-			return e
-		}
-		return err
-	}}
+	lc := net.ListenConfig{Control: rawio.Broadcast(ifname)}
 	c, err := lc.ListenPacket(context.Background(), "udp4", "0.0.0.0:0")
 	if err != nil {
 		return err

@@ -15,11 +15,11 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/seed5728abee/fathom/internal/rawio"
 	"github.com/seed5728abee/fathom/lab"
 	"github.com/seed5728abee/fathom/relay"
 	"github.com/seed5728abee/fathom/relay/epics"
@@ -143,14 +143,7 @@ func (p *relayDemo) picture() {
 
 // socket opens a UDP socket on a host, which may broadcast.
 func (p *relayDemo) socket(ctx context.Context, host string, port int) (conn net.PacketConn, err error) {
-	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
-		if e := c.Control(func(fd uintptr) {
-			err = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_BROADCAST, 1)
-		}); e != nil {
-			return e
-		}
-		return err
-	}}
+	lc := net.ListenConfig{Control: rawio.Broadcast("")}
 	err = p.lab.Host(host).Do(func() error {
 		conn, err = lc.ListenPacket(ctx, "udp4", fmt.Sprintf(":%d", port))
 		return err

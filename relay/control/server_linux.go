@@ -18,11 +18,12 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/seed5728abee/fathom/internal/rawio"
 	"github.com/seed5728abee/fathom/relay"
 )
 
-// maxWait is how long a test may wait for reports.
-const maxWait = time.Minute
+// MaxWait is the longest that a test waits for reports.
+const MaxWait = time.Minute
 
 // Listen opens the socket called name. The error is [ErrInUse] when another relay of this
 // network namespace has it.
@@ -45,25 +46,11 @@ func (l *trusted) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		if uid, err := peerUID(c); err == nil && (uid == 0 || uid == os.Getuid()) {
+		if uid, err := rawio.PeerUser(c); err == nil && (uid == 0 || uid == os.Getuid()) {
 			return c, nil
 		}
 		c.Close()
 	}
-}
-
-func peerUID(c *net.UnixConn) (uid int, err error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	var cred *unix.Ucred
-	if e := raw.Control(func(fd uintptr) {
-		cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	}); e != nil || err != nil {
-		return 0, errors.Join(e, err)
-	}
-	return int(cred.Uid), nil
 }
 
 // Serve answers on l until ctx ends; it closes l.
@@ -114,8 +101,8 @@ func Handler(r *relay.Relay) http.Handler {
 	mux.HandleFunc("POST /test", func(w http.ResponseWriter, req *http.Request) {
 		port, err := number(req, "port", 0)
 		wait, err2 := time.ParseDuration(req.URL.Query().Get("wait"))
-		if err = errors.Join(err, err2); err != nil || port < 0 || port > 65535 || wait <= 0 || wait > maxWait {
-			http.Error(w, fmt.Sprintf("want port from 0 to 65535 and wait up to %v", maxWait), http.StatusBadRequest)
+		if err = errors.Join(err, err2); err != nil || port < 0 || port > 65535 || wait <= 0 || wait > MaxWait {
+			http.Error(w, fmt.Sprintf("want port from 0 to 65535 and wait up to %v", MaxWait), http.StatusBadRequest)
 			return
 		}
 		ctx, cancel := context.WithTimeout(req.Context(), wait)
