@@ -83,9 +83,7 @@ func SRV(name string) Source {
 		_, records, err := r.LookupSRV(ctx, "", "", name)
 		var list []endpoint
 		for _, record := range records[:min(len(records), maxEndpoints)] {
-			if record.Target == "." { // RFC 2782: decidedly not available
-				continue
-			}
+			// No host has the name ".", by which RFC 2782 says that there is decidedly no such service.
 			if record.Port != 0 && validHost(record.Target) {
 				list = append(list, endpoint{host: record.Target, port: record.Port})
 			}

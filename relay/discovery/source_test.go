@@ -14,6 +14,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/miekg/dns"
 )
 
 func TestParseEndpoint(t *testing.T) {
@@ -140,6 +142,41 @@ func TestFile(t *testing.T) {
 		time.Sleep(period)
 		r.want("")
 		r.wantProblem("")
+	})
+}
+
+// A name is looked up while it is in the file.
+func TestNamesOfFile(t *testing.T) {
+	bubble(t, func(t *testing.T, s *nameServer) {
+		s.set("a.example.net. A 192.0.2.2", "b.example.net. A 192.0.2.3")
+		path := filepath.Join(t.TempDir(), "peers")
+		write := func(text string) {
+			t.Helper()
+			if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(filePeriod + fileSettle)
+		}
+		write("a.example.net\nb.example.net\n")
+		r := start(t, s, File(7124, path))
+		time.Sleep(fileSettle)
+		r.want("192.0.2.2:7124 192.0.2.3:7124")
+
+		write("b.example.net\n")
+		r.want("192.0.2.3:7124")
+		asked := s.timesAsked("a.example.net", dns.TypeA)
+		time.Sleep(time.Minute)
+		if n := s.timesAsked("a.example.net", dns.TypeA) - asked; n > 0 {
+			t.Errorf("asked %d times for a name that is in the file no more", n)
+		}
+
+		s.set("a.example.net. A 192.0.2.4", "b.example.net. A 192.0.2.3")
+		write("b.example.net\na.example.net:7125\na.example.net\n")
+		r.want("192.0.2.3:7124 192.0.2.4:7125 192.0.2.4:7124")
+		time.Sleep(time.Minute)
+		if n := s.timesAsked("b.example.net", dns.TypeA); n > 20 {
+			t.Errorf("asked %d times in two minutes for a name that stayed in the file", n)
+		}
 	})
 }
 

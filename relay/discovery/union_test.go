@@ -227,6 +227,7 @@ func TestAloneAtStart(t *testing.T) {
 	bubble(t, func(t *testing.T, s *nameServer) {
 		s.set("tasks.relay. A 192.0.2.1")
 		r := start(t, s, Tasks(7124, "relay"))
+		s.failWith(dns.RcodeServerFailure, "tasks.relay", dns.TypeAAAA)
 		time.Sleep(time.Minute)
 		r.want("")
 		r.wantProblem("")
@@ -307,6 +308,19 @@ func TestHangingNameDelaysNoOther(t *testing.T) {
 	})
 }
 
+// Together with the pause, a lookup must not take longer than the time in which changes are to come through.
+func TestLookupEnds(t *testing.T) {
+	bubble(t, func(t *testing.T, s *nameServer) {
+		s.silence("a.example.net", dns.TypeA, dns.TypeAAAA)
+		start := time.Now()
+		a := lookup(t.Context(), s.resolver(), "a.example.net")
+		if took := time.Since(start); took > lookupTimeout || a.err == nil || !a.failed[0] || !a.failed[1] {
+			t.Errorf("got %+v after %v, want an error for both families within %v", a, took, lookupTimeout)
+		}
+		time.Sleep(time.Minute) // as above
+	})
+}
+
 func TestUnionOfSources(t *testing.T) {
 	bubble(t, func(t *testing.T, s *nameServer) {
 		s.set("tasks.relay. A 192.0.2.4", "tasks.relay. A 192.0.2.2", "b.example.net. A 192.0.2.5", "b.example.net. A 192.0.2.1")
@@ -366,7 +380,7 @@ func TestSRV(t *testing.T) {
 		r.wantProblem("no such host")
 		r.wantLogged("level=WARN", 1)
 
-		s.set(name + ". SRV 0 0 0 .")
+		s.set(name + ". SRV 0 0 7124 .")
 		time.Sleep(deadline)
 		r.want("192.0.2.4:7126")
 		r.wantProblem("no usable SRV record")
