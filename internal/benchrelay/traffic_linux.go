@@ -327,12 +327,12 @@ func (r *receiver) close() error {
 	return errors.Join(r.err, r.host.Close())
 }
 
-// bare is what a relay cannot do without, and nothing else: from a ring to sendmmsg. It is the limit of the machine, not a relay.
+// bare is what a relay cannot do without, and nothing else: from the ring to a socket that merges what goes to one
+// place. It is the limit of the machine, not a relay.
 type bare struct {
-	conn   *rawio.FrameConn
+	in     *rawio.FrameConn
+	out    *rawio.UDPConn
 	poller *rawio.Poller
-	host   *rawio.KernelHost
-	out    rawio.Conn
 	ended  chan error
 	quit   chan struct{}
 }
@@ -351,24 +351,21 @@ func runBare(host *lab.Host, ifname string, peers []netip.AddrPort) (*bare, erro
 		return nil, err
 	}
 	b := &bare{ended: make(chan error, 1), quit: make(chan struct{})}
-	err = host.Do(func() (err error) {
-		if b.host, err = rawio.NewHost(); err != nil {
+	if err := host.Do(func() (err error) {
+		if b.poller, err = rawio.NewPoller(); err != nil {
 			return err
 		}
-		if b.out, err = b.host.Open(rawio.Spec{Version: 4, Kind: rawio.Datagram}); err != nil {
-			return errors.Join(err, b.host.Close())
+		if b.out, err = rawio.OpenUDP(rawio.UDPOptions{SendBuffer: 8 << 20}); err != nil {
+			return errors.Join(err, b.poller.Close())
 		}
-		b.conn, err = rawio.OpenFrameConn(ifname, rawio.FrameOptions{RingFrames: 4096, EtherType: 0x0800, Filter: filter})
-		if err != nil {
-			return errors.Join(err, b.host.Close())
+		if b.in, err = rawio.OpenFrameConn(ifname, rawio.FrameOptions{RingFrames: 4096, EtherType: 0x0800, Filter: filter}); err != nil {
+			return errors.Join(err, b.out.Close(), b.poller.Close())
 		}
 		return nil
-	})
-	if err != nil {
+	}); err != nil {
 		return nil, err
 	}
-	b.poller = b.host.Poller()
-	b.poller.Add(b.conn.FD(), rawio.Readable)
+	b.poller.Add(b.in.FD(), rawio.Readable)
 	go func() {
 		runtime.LockOSThread()
 		b.ended <- b.loop(peers)
@@ -378,13 +375,10 @@ func runBare(host *lab.Host, ifname string, peers []netip.AddrPort) (*bare, erro
 
 func (b *bare) loop(peers []netip.AddrPort) error {
 	frames := make([]rawio.Frame, rawio.BatchSize)
-	arena := make([][]byte, len(frames))
-	for i := range arena {
-		arena[i] = append(make([]byte, 0, 2048), "SS"...)
-	}
-	msgs := make([]rawio.Message, 0, len(frames)*len(peers))
+	items := make([]rawio.Outgoing, 0, len(frames)*len(peers))
+	head := []byte("SS")
 	for {
-		n, err := b.conn.Receive(frames)
+		n, err := b.in.Receive(frames)
 		if err != nil {
 			return err
 		}
@@ -399,16 +393,13 @@ func (b *bare) loop(peers []netip.AddrPort) error {
 			}
 			continue
 		}
-		for i := range n {
-			arena[i] = append(arena[i][:2], frames[i].Data...)
-		}
-		msgs = msgs[:0]
+		items = items[:0]
 		for _, p := range peers {
 			for i := range n {
-				msgs = append(msgs, rawio.Message{Data: arena[i], Addr: p})
+				items = append(items, rawio.Outgoing{To: p, Head: head, Data: frames[i].Data})
 			}
 		}
-		if _, err := b.out.Send(msgs); err != nil {
+		if _, _, err := b.out.Send(items); err != nil { // what does not go is lost, as it would be in a relay
 			return err
 		}
 	}
@@ -416,9 +407,9 @@ func (b *bare) loop(peers []netip.AddrPort) error {
 
 func (b *bare) close() error {
 	close(b.quit)
-	b.host.Wake()
+	b.poller.Wake()
 	err := <-b.ended
-	return errors.Join(err, b.conn.Close(), b.host.Close())
+	return errors.Join(err, b.in.Close(), b.out.Close(), b.poller.Close())
 }
 
 // runs counts them. Those that follow each other differ, so that a late copy is not taken for the next one's.
