@@ -240,7 +240,9 @@ func (m *Mesh) helloReceived(p *peer, s *session, from netip.AddrPort, h *hello,
 	m.sendAck(p, s, from, h.token, out)
 	if s != nil {
 		m.learn(p, h)
-	} else if !p.ours() && p.kind != Self && now.Sub(p.helloLast) >= probeInterval {
+	} else if p.ours() {
+		p.unanswered = 0 // it asks only relays that it hears as often as this
+	} else if p.kind != Self && now.Sub(p.helloLast) >= probeInterval {
 		m.sendHello(p, nil, out, now)
 	}
 	return drop.None
@@ -342,8 +344,12 @@ func (m *Mesh) receiveSealed(from netip.AddrPort, b []byte, in *Inbox, out *Outb
 	p.lastHeard = now
 	p.received.Datagrams++
 	p.received.Bytes += uint64(len(b))
-	if s == p.link.next {
+	switch s {
+	case p.link.next:
 		m.confirm(p, out, now)
+	case p.link.current:
+		// It has the session, and hears this side, or else it would have given up. So a few answers may get lost.
+		p.unanswered = 0
 	}
 	return m.records(p, nil, s, from, records, in, out, now)
 }

@@ -735,3 +735,61 @@ func TestConcurrent(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+// Two relays that begin at the same time over a short way do with one handshake.
+func TestOneHandshake(t *testing.T) {
+	for seed := range uint64(8) {
+		w := newNetwork(t, seed)
+		a, b := w.add(1, keyed(1)), w.add(2, keyed(1))
+		a.peers(2)
+		b.peers(1)
+		counts := map[byte]int{}
+		w.seen = func(_, _ netip.AddrPort, data []byte) { counts[framed(data)]++ }
+		w.run(time.Second)
+		sameSession(t, a, b)
+		if counts[kindHandshake1] != 2 || counts[kindHandshake2] != 1 || counts[kindHandshake3] != 1 {
+			t.Errorf("seed %d: datagrams by kind %v", seed, counts)
+		}
+	}
+}
+
+// Whichever message of a handshake is lost, the link is up soon after.
+func TestHandshakeLosses(t *testing.T) {
+	for kind, within := range map[byte]time.Duration{
+		kindHandshake1: 1200 * time.Millisecond, // the next attempt
+		kindHandshake2: 1200 * time.Millisecond,
+		kindHandshake3: 300 * time.Millisecond, // repeated
+		kindSealed:     1200 * time.Millisecond,
+	} {
+		w := newNetwork(t, 1)
+		a, b := w.add(1, keyed(1)), w.add(2, keyed(1))
+		a.peers(2)
+		lost := false
+		w.blocked = func(_, _ netip.AddrPort, data []byte) bool {
+			if lost || framed(data) != kind {
+				return false
+			}
+			lost = true
+			return true
+		}
+		w.run(within)
+		a.wantState(2, Ours, Up)
+		b.wantState(1, Ours, Up)
+		sameSession(t, a, b)
+	}
+}
+
+// A session that only one side has left is given up after two hellos, even where resets do not get through.
+func TestRestartWithoutReset(t *testing.T) {
+	w := newNetwork(t, 1)
+	w.blocked = func(_, _ netip.AddrPort, data []byte) bool { return framed(data) == kindReset }
+	a, b := w.add(1, keyed(1)), w.add(2, keyed(1))
+	a.peers(2)
+	w.run(1500 * time.Millisecond)
+	b.wantState(1, Ours, Up)
+	b = w.add(2, keyed(1))
+	w.run(2100 * time.Millisecond)
+	a.send(frame(1))
+	w.run(time.Second)
+	wantNumbers(t, b, 1)
+}
