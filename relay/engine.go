@@ -552,7 +552,9 @@ func (w *worker) tell(s *segment, source uint32, d *datagram.Datagram, action Ac
 	if parsed {
 		e.Source, e.Destination, e.MAC = d.Src, d.Dst, d.Link.String()
 		e.Length = len(d.Payload())
-		e.Text = describe.Datagram(d.Dst.Port(), d.Payload())
+		if e.Text = describe.Datagram(d.Dst.Port(), d.Payload()); isTest(d.Payload()) {
+			e.Text = "fathom relay test"
+		}
 	}
 	w.engine.watch.tell(e)
 }

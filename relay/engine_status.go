@@ -6,7 +6,6 @@ package relay
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -169,7 +168,7 @@ type SearchReport struct {
 // Searches returns the top names, all if top is 0, of those that contain a text. The error is [ErrNotCounted].
 func (e *engine) Searches(top int, contains string) (SearchReport, error) {
 	if e.searches == nil {
-		return SearchReport{}, fmt.Errorf("searches: %w", ErrNotCounted)
+		return SearchReport{}, ErrNotCounted
 	}
 	return SearchReport{
 		Summary: e.searches.Summary(),

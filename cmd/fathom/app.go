@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"strings"
 	"syscall"
 
 	"github.com/charmbracelet/x/term"
@@ -97,18 +98,22 @@ func (a *app) run(ctx context.Context, argv []string) int {
 	if _, ok := errors.AsType[*usageError](err); ok || !a.started {
 		code = exitUsage
 	}
+	path := cmd.CommandPath()
+	if sub, ok := calledAs[a.calledAs]; ok {
+		path = a.calledAs + strings.TrimPrefix(path, root.Name()+" "+sub)
+	}
 	switch {
 	case errors.Is(err, errQuiet), errors.Is(err, syscall.EPIPE):
 		// Already reported, or nobody is reading.
 	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
-		fmt.Fprintf(a.stderr, "%s: interrupted\n", cmd.CommandPath())
+		fmt.Fprintf(a.stderr, "%s: interrupted\n", path)
 	default:
-		fmt.Fprintf(a.stderr, "%s: %v\n", cmd.CommandPath(), err)
+		fmt.Fprintf(a.stderr, "%s: %v\n", path, err)
 		if h := hintFor(err); h != "" {
 			fmt.Fprintf(a.stderr, "%s\n", h)
 		}
 		if code == exitUsage {
-			fmt.Fprintf(a.stderr, "See '%s --help'.\n", cmd.CommandPath())
+			fmt.Fprintf(a.stderr, "See '%s --help'.\n", path)
 		}
 	}
 	return code

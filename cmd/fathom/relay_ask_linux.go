@@ -12,6 +12,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -20,21 +21,26 @@ import (
 
 	"github.com/seed5728abee/fathom/relay"
 	"github.com/seed5728abee/fathom/relay/control"
+	"github.com/seed5728abee/fathom/relay/drop"
 	"github.com/seed5728abee/fathom/relay/mesh"
 )
 
 // registerControl adds the option that names the relay to ask.
-func registerControl(cmd *cobra.Command, name *string) {
-	cmd.Flags().StringVar(name, "control", "", "ask the relay with this `name` (default: the only one that runs here)")
+func registerControl(cmd *cobra.Command, name *controlName) {
+	cmd.Flags().Var(name, "control", "ask the relay with this `name` (default: the only one that runs here)")
 }
 
-func dialRelay(name string) (*control.Client, error) {
-	c, err := control.Dial(name)
+func dialRelay(name controlName) (*control.Client, error) {
+	c, err := control.Dial(string(name))
 	switch {
 	case errors.Is(err, control.ErrNoRelay) && name != "":
-		return nil, fmt.Errorf("relay %s: %w", name, err)
+		err = fmt.Errorf("no relay called %s is running here", name)
+		if names, e := control.Running(); e == nil && len(names) > 0 {
+			err = withHint(err, "There are: "+strings.Join(names, ", ")+".")
+		}
+		return nil, err
 	case errors.Is(err, control.ErrNoRelay):
-		return nil, withHint(err, "A relay is found from its own host, or container, only.")
+		return nil, withHint(err, "A relay is found only from the host, or container, that it runs on.")
 	case errors.Is(err, control.ErrSeveral):
 		return nil, withHint(err, "Name one with --control.")
 	}
@@ -42,7 +48,7 @@ func dialRelay(name string) (*control.Client, error) {
 }
 
 func newRelayStatusCommand(a *app) *cobra.Command {
-	var name string
+	var name controlName
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "status",
@@ -76,11 +82,22 @@ func (a *app) printRelayStatus(s *relay.Status) error {
 	if !s.Ready {
 		state = "NOT READY"
 	}
-	fmt.Fprintf(a.stdout, "relay %s, %s since %s, ports %s", s.ID, state, s.Started.Local().Format("2006-01-02 15:04:05"), cmp.Or(s.Ports, "none"))
+	fmt.Fprintf(a.stdout, "relay %s, %s, up since %s\n", s.ID, state, s.Started.Local().Format("2006-01-02 15:04:05"))
+	fmt.Fprintf(a.stdout, "ports %s", cmp.Or(s.Ports, "none"))
 	if len(s.Groups) > 0 {
-		fmt.Fprintf(a.stdout, ", groups %s", strings.Join(s.Groups, " "))
+		fmt.Fprintf(a.stdout, ", groups %s", strings.Join(s.Groups, ", "))
 	}
-	fmt.Fprintf(a.stdout, "\nmesh %s on %v: %d datagrams received, %d sent\n\n", s.Mesh.Mode, s.Mesh.Listen, s.Mesh.Received, s.Mesh.Sent)
+	if s.Direction != relay.Both.String() {
+		fmt.Fprintf(a.stdout, ", %s", s.Direction)
+	}
+	fmt.Fprintf(a.stdout, "\nmesh %s on %v, %d datagrams received, %d sent", s.Mesh.Mode, s.Mesh.Listen, s.Mesh.Received, s.Mesh.Sent)
+	if s.Mesh.SendErrors > 0 {
+		fmt.Fprintf(a.stdout, ", %d not sent", s.Mesh.SendErrors)
+	}
+	if s.Mesh.KernelDropped > 0 {
+		fmt.Fprintf(a.stdout, ", %d lost for want of room", s.Mesh.KernelDropped)
+	}
+	fmt.Fprint(a.stdout, "\n\n")
 
 	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "SEGMENT\tSTATE\tADDRESS\tCAPTURED\tRELAYED\tEMITTED\tKERNEL DROPS\tOTHER RELAYS")
@@ -104,9 +121,13 @@ func (a *app) printRelayStatus(s *relay.Status) error {
 		fmt.Fprintln(w, "no peers")
 	} else {
 		fmt.Fprintln(w, "PEER\tKIND\tSTATE\tRTT\tLAST HEARD\tSENT\tRECEIVED\tVERSION")
-		for _, p := range s.Peers {
-			fmt.Fprintln(w, peerLine(&p))
+	}
+	for i := range s.Peers {
+		p := &s.Peers[i]
+		if p.Origin == "heard" && slices.ContainsFunc(s.Peers, func(o mesh.PeerStatus) bool { return o.Origin != "heard" && o.Address == p.Address }) {
+			continue // from before it became a peer
 		}
+		fmt.Fprintln(w, peerLine(p))
 	}
 	for _, source := range s.Sources {
 		if source.Problem != "" {
@@ -114,22 +135,22 @@ func (a *app) printRelayStatus(s *relay.Status) error {
 		}
 	}
 	var drops bool
-	drop := func(where string, counts map[string]uint64) {
+	show := func(where string, counts map[string]uint64) {
 		for _, reason := range slices.SortedFunc(maps.Keys(counts), func(a, b string) int {
 			return cmp.Or(cmp.Compare(counts[b], counts[a]), cmp.Compare(a, b))
 		}) {
 			if !drops {
-				fmt.Fprintln(w, "\nDROPPED\tREASON\tCOUNT")
+				fmt.Fprintln(w, "\nDROPPED\tCOUNT\tREASON\tMEANING")
 				drops = true
 			}
-			fmt.Fprintf(w, "%s\t%s\t%d\n", where, reason, counts[reason])
+			fmt.Fprintf(w, "%s\t%d\t%s\t%s\n", where, counts[reason], reason, meaning(reason))
 		}
 	}
 	for _, g := range s.Segments {
-		drop("from "+g.Interface, g.Dropped)
-		drop("to "+g.Interface, g.NotEmitted)
+		show("from "+g.Interface, g.Dropped)
+		show("to "+g.Interface, g.NotEmitted)
 	}
-	drop("mesh", s.Mesh.Dropped)
+	show("mesh", s.Mesh.Dropped)
 	for _, g := range s.Segments {
 		if len(g.Talkers) == 0 {
 			continue
@@ -140,6 +161,15 @@ func (a *app) printRelayStatus(s *relay.Status) error {
 		}
 	}
 	return w.Flush()
+}
+
+// meaning says what is behind a reason for which something was dropped. Relays of another version may have others.
+func meaning(reason string) string {
+	r, ok := drop.Find(reason)
+	if !ok {
+		return ""
+	}
+	return r.Meaning()
 }
 
 func peerLine(p *mesh.PeerStatus) string {
@@ -154,11 +184,22 @@ func peerLine(p *mesh.PeerStatus) string {
 	if p.Name != "" {
 		who += " " + p.Name
 	}
-	return fmt.Sprintf("%s\t%v\t%v\t%s\t%s\t%d\t%d\t%s", who, p.Kind, p.State, rtt, heard, p.Sent.Broadcasts, p.Received.Broadcasts, cmp.Or(p.Version, "-"))
+	state := p.State.String()
+	switch {
+	case p.Origin == "heard":
+		state = "not a peer"
+	case p.Kind == mesh.Self:
+		state = "-"
+	case p.Through.IsValid():
+		state = "as " + p.Through.String()
+	case p.Sealed:
+		state += ", sealed"
+	}
+	return fmt.Sprintf("%s\t%v\t%s\t%s\t%s\t%d\t%d\t%s", who, p.Kind, state, rtt, heard, p.Sent.Broadcasts, p.Received.Broadcasts, cmp.Or(p.Version, "-"))
 }
 
 func newRelayWatchCommand(a *app) *cobra.Command {
-	var name string
+	var name controlName
 	var asJSON, all bool
 	cmd := &cobra.Command{
 		Use:   "watch",
@@ -214,16 +255,21 @@ func (a *app) printRelayEvent(e *relay.Event) error {
 	if e.Reason != "" {
 		what += " (" + e.Reason + ")"
 	}
-	way := e.Interface
-	if e.Peer != "" {
-		way = e.Peer + " > " + cmp.Or(e.Interface, "-")
+	who := "-"
+	if e.Source.IsValid() {
+		who = fmt.Sprintf("%v > %v", e.Source, e.Destination)
 	}
-	_, err := fmt.Fprintf(a.stdout, "%s  %-8s %s  %v > %v  %s\n", e.Time.Local().Format("15:04:05.000000"), what, way, e.Source, e.Destination, e.Text)
+	if e.Peer != "" {
+		who += " by " + e.Peer
+	}
+	_, err := fmt.Fprintf(a.stdout, "%s  %-8s %-8s %s  %s\n", e.Time.Local().Format("15:04:05.000000"), cmp.Or(e.Interface, "mesh"), what, who,
+		cmp.Or(e.Text, count(e.Length, "byte")))
 	return err
 }
 
 func newRelaySearchesCommand(a *app) *cobra.Command {
-	var name, contains string
+	var name controlName
+	var contains string
 	var top int
 	var asJSON bool
 	cmd := &cobra.Command{
@@ -236,6 +282,9 @@ and again. The relay counts with --count-searches.
 Answers are unicast, so that a relay does not see who was found.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if top < 0 {
+				return usagef("--top %d: want a whole number, 0 or more", top)
+			}
 			c, err := dialRelay(name)
 			if err != nil {
 				return err
@@ -247,21 +296,7 @@ Answers are unicast, so that a relay does not see who was found.`,
 			if asJSON {
 				return a.printJSON(report)
 			}
-			w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "NAME\tSEARCHES\tPER MINUTE\tCLIENTS\tLAST\tWHO")
-			for _, n := range report.Names {
-				var who []string
-				for _, c := range n.Clients {
-					who = append(who, c.Addr.String())
-				}
-				const shown = 3
-				if len(who) > shown {
-					who = append(who[:shown], "...")
-				}
-				fmt.Fprintf(w, "%s\t%d\t%.1f\t%d\t%s ago\t%s\n", n.Name, n.Count, n.PerMinute, len(n.Clients),
-					time.Since(n.Last).Round(time.Second), strings.Join(who, " "))
-			}
-			return w.Flush()
+			return a.printSearches(&report)
 		},
 	}
 	registerControl(cmd, &name)
@@ -271,8 +306,46 @@ Answers are unicast, so that a relay does not see who was found.`,
 	return cmd
 }
 
+func (a *app) printSearches(report *relay.SearchReport) error {
+	sum := &report.Summary
+	fmt.Fprintf(a.stdout, "since %s: %s in %s\n", sum.Since.Local().Format("2006-01-02 15:04:05"), searches(sum.Searches), count(sum.Datagrams, "datagram"))
+	if sum.Forgotten > 0 {
+		fmt.Fprintf(a.stdout, "%s forgotten for want of room\n", count(sum.Forgotten, "name"))
+	}
+	if len(report.Names) == 0 {
+		return nil
+	}
+	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "\nSEARCHES\tPER MINUTE\tLAST\tPROTOCOL\tCLIENTS\tWHO\tNAME")
+	for i := range report.Names {
+		n := &report.Names[i]
+		const shown = 2
+		var who []string
+		for _, c := range n.Clients[:min(len(n.Clients), shown)] {
+			who = append(who, c.Addr.String())
+		}
+		clients := strconv.Itoa(len(n.Clients))
+		if n.MoreClients {
+			clients += "+"
+		}
+		if n.MoreClients || len(n.Clients) > shown {
+			who = append(who, "...")
+		}
+		fmt.Fprintf(w, "%d\t%.1f\t%s ago\t%v\t%s\t%s\t%s\n", n.Count, n.PerMinute, time.Since(n.Last).Round(time.Second), n.Protocol,
+			clients, strings.Join(who, " "), n.Name)
+	}
+	return w.Flush()
+}
+
+func searches(n uint64) string {
+	if n == 1 {
+		return "1 search"
+	}
+	return fmt.Sprintf("%d searches", n)
+}
+
 func newRelayTestCommand(a *app) *cobra.Command {
-	var name string
+	var name controlName
 	var port uint16
 	wait := defaultTestWait
 	var asJSON bool
@@ -287,6 +360,9 @@ The exit code is 0 if every peer that is one of ours reports that it emitted, or
 that another relay serves its segment.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if wait <= 0 || wait > control.MaxWait {
+				return usagef("--timeout %v: want more than 0 and at most %v", wait, control.MaxWait)
+			}
 			c, err := dialRelay(name)
 			if err != nil {
 				return err
@@ -304,7 +380,11 @@ that another relay serves its segment.`,
 func (a *app) testRelay(ctx context.Context, c *control.Client, port uint16, wait time.Duration, asJSON bool) error {
 	reports, err := c.Test(ctx, port, wait)
 	if err != nil {
-		return err
+		return plainly(err)
+	}
+	const line = "%-7s %-24s %-16s %10s  %s\n"
+	if !asJSON {
+		fmt.Fprintf(a.stdout, line, "", "RELAY", "SEGMENT", "TOOK", "OUTCOME")
 	}
 	enc := json.NewEncoder(a.stdout)
 	failed := 0
@@ -312,21 +392,22 @@ func (a *app) testRelay(ctx context.Context, c *control.Client, port uint16, wai
 		if err != nil {
 			return fmt.Errorf("relay %s: %w", c.Name(), err)
 		}
+		verdict := "ok"
 		if !r.OK {
+			verdict = "FAILED"
 			failed++
 		}
 		if asJSON {
 			err = enc.Encode(r)
 		} else {
-			verdict := "ok"
-			if !r.OK {
-				verdict = "FAILED"
-			}
-			took := "-"
+			took, outcome := "-", r.Outcome
 			if r.Took > 0 {
 				took = r.Took.Round(time.Microsecond).String()
 			}
-			_, err = fmt.Fprintf(a.stdout, "%-28s %-16s %-44s %10s  %s\n", r.Peer, cmp.Or(r.Segment, "-"), r.Outcome, took, verdict)
+			if why := meaning(outcome); why != "" {
+				outcome += ": " + why
+			}
+			_, err = fmt.Fprintf(a.stdout, line, verdict, r.Peer, cmp.Or(r.Segment, "-"), took, outcome)
 		}
 		if err != nil {
 			return err
@@ -351,7 +432,12 @@ file that only its owner can read.
 To change the key while all relays keep working: add the new one as the last
 line of every relay's file and send each relay SIGHUP; then move it to the first
 line everywhere, and SIGHUP; then remove the old one, and SIGHUP.`,
-		Args: cobra.MaximumNArgs(1),
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 1 {
+				return usagef("takes one file: %q", args[1])
+			}
+			return nil
+		},
 		RunE: func(_ *cobra.Command, args []string) error {
 			line, err := mesh.GenerateKey().AppendText(nil)
 			if err != nil {

@@ -8,11 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"os/signal"
 	"runtime/debug"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -20,12 +20,14 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/seed5728abee/fathom/internal/rawio"
 	"github.com/seed5728abee/fathom/probe"
 	"github.com/seed5728abee/fathom/relay"
 	"github.com/seed5728abee/fathom/relay/control"
+	"github.com/seed5728abee/fathom/relay/datagram"
 	"github.com/seed5728abee/fathom/relay/discovery"
 	"github.com/seed5728abee/fathom/relay/mesh"
 )
@@ -36,10 +38,8 @@ const defaultBroadcastPort = 5076
 type relayOptions struct {
 	opts relay.Options
 
-	presets      []string
-	ports        []string
-	groups       []string
-	logLevel     string
+	presets      []relay.Preset
+	logLevel     logLevel
 	otherRelays  []string
 	service      string
 	dns, srv     []string
@@ -48,10 +48,8 @@ type relayOptions struct {
 	certificate  string
 	certKey, ca  string
 	metrics      string
-	control      string
-	allow, deny  []string
-	allowMesh    []string
-	meshAddress  string
+	control      controlName
+	meshAddress  addrValue
 	readOnly     bool
 	emitOnly     bool
 	asSnowSignal bool
@@ -82,31 +80,33 @@ made anew. CAP_NET_ADMIN at the start gives larger receive buffers.`,
 		Example: `  fathom relay -t eth0 --other-relays 198.51.100.7 198.51.100.9
   fathom relay --preset epics-ca --preset epics-pva --dns relays.example.net --key mesh.key
   SERVICENAME=relay fathom relay -t eth1`,
-		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return a.runRelay(cmd, &o) },
+		Args:        noArgs,
+		Annotations: map[string]string{runsItself: "yes"},
+		RunE:        func(cmd *cobra.Command, _ []string) error { return a.runRelay(cmd, &o) },
 	}
 	f := cmd.Flags()
-	f.StringSliceVarP(&o.opts.Interfaces, "target-interface", "t", []string{"eth0"}, "relay the broadcasts of this `interface`; several: of each, and between them")
-	f.StringSliceVarP(&o.ports, "broadcast-port", "b", []string{strconv.Itoa(defaultBroadcastPort)}, "relay broadcasts to this UDP `port` or range FIRST-LAST; may be given several times")
-	f.StringSliceVar(&o.presets, "preset", nil, "relay the ports and groups of a `protocol`: "+strings.Join(relay.PresetNames(), ", "))
-	f.StringSliceVar(&o.groups, "group", nil, "relay multicast to this `address`, or address:port, too; on all broadcast ports if there is none; between ours only")
+	listVarP(f, &o.opts.Interfaces, "target-interface", "t", "interface", "relay the broadcasts of this `interface`; several: of each, and between them", parseInterface, "eth0")
+	listVarP(f, &o.opts.Ports, "broadcast-port", "b", "port", "relay broadcasts to this UDP `port` or range FIRST-LAST; may be given several times",
+		parsePorts, datagram.PortRange{First: defaultBroadcastPort, Last: defaultBroadcastPort})
+	listVarP(f, &o.presets, "preset", "", "protocol", "relay the ports and groups of a `protocol`: "+strings.Join(relay.PresetNames(), ", "), parsePreset)
+	listVarP(f, &o.opts.Groups, "group", "", "address", "relay multicast to this `address`, or address:port, too; without a port on all that are relayed; not to relays of SnowSignal", parseGroups)
 	f.Uint16VarP(&o.opts.MeshPort, "mesh-port", "m", relay.DefaultMeshPort, "UDP `port` of the mesh, here and at the peers")
-	f.StringVar(&o.meshAddress, "mesh-address", "", "hear the mesh on this `address` only (default: all)")
-	f.StringSliceVar(&o.otherRelays, "other-relays", nil, "the other relays: `address` or name, with :PORT where it is not the mesh port")
+	f.Var(&o.meshAddress, "mesh-address", "hear the mesh on this `address` only (default: all)")
+	listVarP(f, &o.otherRelays, "other-relays", "", "address", "the other relays, one or several: `address` or name, with :PORT where it is not the mesh port", parseEndpoint)
 	f.StringVar(&o.service, "service", "", "find the other relays as the tasks of this Docker Swarm `service`")
-	f.StringSliceVar(&o.dns, "dns", nil, "find the other relays as the addresses of this DNS `name`")
-	f.StringSliceVar(&o.srv, "srv", nil, "find the other relays by the SRV records of this DNS `name`")
+	listVarP(f, &o.dns, "dns", "", "name", "find the other relays as the addresses of this DNS `name`", parseName)
+	listVarP(f, &o.srv, "srv", "", "name", "find the other relays by the SRV records of this DNS `name`", parseName)
 	f.StringVar(&o.peersFile, "peers-file", "", "find the other relays in this `file`, one a line; it is read again when it changes")
 	f.StringVar(&o.key, "key", "", "`file` with the key of the mesh, as keygen makes it; several keys, one a line, for changing it; read again on SIGHUP")
-	f.StringVar(&o.certificate, "cert", "", "in place of a key: `file` with this relay's certificate (PEM)")
+	f.StringVar(&o.certificate, "cert", "", "in place of a key: `file` with this relay's certificate (PEM); read again on SIGHUP, with the next two")
 	f.StringVar(&o.certKey, "cert-key", "", "with --cert: `file` with the certificate's private key")
 	f.StringVar(&o.ca, "ca", "", "with --cert: `file` with the certificates of those who sign relays'")
 	cmd.MarkFlagsMutuallyExclusive("key", "cert")
 	f.BoolVar(&o.opts.Compat, "compat", false, "with a key: talk with SnowSignal's relays all the same, in the open")
 	f.BoolVar(&o.opts.OnlyPeers, "only-peers", false, "in an open mesh: hear peers only")
-	f.StringSliceVar(&o.allowMesh, "allow-mesh", nil, "with --only-peers: hear this `network` as well")
-	f.StringSliceVar(&o.allow, "allow-source", nil, "relay broadcasts from this `network` only; the longest prefix of --allow-source and --deny-source wins")
-	f.StringSliceVar(&o.deny, "deny-source", nil, "relay no broadcasts from this `network`")
+	listVarP(f, &o.opts.AllowMesh, "allow-mesh", "", "network", "with --only-peers: hear this `network` as well", parseNetwork)
+	listVarP(f, &o.opts.AllowSources, "allow-source", "", "network", "relay broadcasts from this `network` only; the longest prefix of --allow-source and --deny-source wins", parseNetwork)
+	listVarP(f, &o.opts.DenySources, "deny-source", "", "network", "relay no broadcasts from this `network`", parseNetwork)
 	f.BoolVar(&o.readOnly, "read-only", false, "put nothing on the segments: only send what is heard there")
 	f.BoolVar(&o.emitOnly, "emit-only", false, "send nothing of the segments: only put there what the mesh brings")
 	cmd.MarkFlagsMutuallyExclusive("read-only", "emit-only")
@@ -119,8 +119,8 @@ made anew. CAP_NET_ADMIN at the start gives larger receive buffers.`,
 	f.IntVar(&o.opts.RepeatRate, "repeat-rate", relay.DefaultRepeatRate, "relay at most so many identical `broadcasts` per second; 0 for no limit")
 	f.IntVar(&o.opts.MeshMTU, "mesh-mtu", relay.DefaultMeshMTU, "longest UDP payload, in `bytes`, that crosses the mesh in one piece")
 	f.StringVar(&o.metrics, "metrics", "", "serve Prometheus metrics, /healthz and /readyz on this `host:port`")
-	f.StringVar(&o.control, "control", "", "`name` by which status, watch, searches and test find this relay (default: the mesh port)")
-	f.StringVarP(&o.logLevel, "log-level", "l", "info", "debug, info, warning, error or critical")
+	f.Var(&o.control, "control", "`name` by which status, watch, searches and test find this relay (default: the mesh port)")
+	f.VarP(&o.logLevel, "log-level", "l", "log this `level` and what is worse: debug, info, warning, error or critical")
 
 	cmd.AddCommand(newRelayStatusCommand(a), newRelayWatchCommand(a), newRelaySearchesCommand(a), newRelayTestCommand(a), newRelayKeygenCommand(a))
 	return cmd
@@ -143,77 +143,61 @@ func (a *app) applyOriginEnvironment(cmd *cobra.Command) error {
 		if f.Changed || !ok || value == "" {
 			continue
 		}
-		if err := cmd.Flags().Set(e.option, value); err != nil {
+		if err := f.Value.Set(value); err != nil {
 			return usagef("environment variable %s=%q: %w", e.variable, value, valueError(f, err))
 		}
+		f.Changed = true
 	}
 	return nil
 }
 
-// originLevels are the names of SnowSignal's log levels.
-var originLevels = map[string]slog.Level{
-	"debug": slog.LevelDebug, "info": slog.LevelInfo, "warning": slog.LevelWarn, "error": slog.LevelError, "critical": slog.LevelError + 4,
-}
-
-func parsePrefixes(option string, texts []string) ([]netip.Prefix, error) {
-	var prefixes []netip.Prefix
-	for _, text := range texts {
-		p, err := netip.ParsePrefix(text)
-		if addr, addrErr := netip.ParseAddr(text); addrErr == nil {
-			p, err = netip.PrefixFrom(addr, addr.BitLen()), nil
-		}
-		if err != nil {
-			return nil, usagef("--%s %q: want a network such as 192.0.2.0/24", option, text)
-		}
-		prefixes = append(prefixes, p.Masked())
-	}
-	return prefixes, nil
-}
-
 // finish makes the relay's options from those of the command line.
-func (o *relayOptions) finish(cmd *cobra.Command) (err error) {
+func (o *relayOptions) finish(cmd *cobra.Command) error {
 	r := &o.opts
-	if len(o.presets) > 0 && !cmd.Flags().Changed("broadcast-port") {
-		o.ports = nil
-	}
-	if r.Ports, err = relay.ParsePorts(o.ports); err != nil {
-		return usagef("--broadcast-port: %w", err)
-	}
-	if r.Groups, err = relay.ParseGroups(o.groups); err != nil {
-		return usagef("--group: %w", err)
-	}
-	for _, name := range o.presets {
-		p, err := relay.FindPreset(name)
-		if err != nil {
-			return usagef("--preset: %w", err)
+	// What a script leaves empty by mistake must not mean an open mesh, or no peers.
+	var failed error
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		if f.Value.String() == "" && failed == nil {
+			failed = usagef("option --%s is empty", f.Name)
 		}
+	})
+	switch {
+	case failed != nil:
+		return failed
+	case r.MeshPort == 0:
+		return usagef("--mesh-port 0: want a port from 1 to 65535")
+	case o.certificate == "" && (o.certKey != "" || o.ca != ""):
+		return usagef("--cert-key and --ca are for --cert")
+	case o.certificate != "" && (o.certKey == "" || o.ca == ""):
+		return usagef("--cert needs --cert-key and --ca")
+	case r.Compat && o.key == "" && o.certificate == "":
+		return usagef("--compat is for a mesh with a key: without one, SnowSignal's relays are welcome anyway")
+	case len(r.AllowMesh) > 0 && !r.OnlyPeers:
+		return usagef("--allow-mesh is for --only-peers: without it, everybody is heard")
+	case o.service != "" && discovery.Check(o.service) != nil:
+		return usagef("--service %q: want the name of a service", o.service)
+	}
+	for option, rate := range map[string]int{"source-rate": r.SourceRate, "segment-rate": r.SegmentRate, "repeat-rate": r.RepeatRate} {
+		if rate < 0 {
+			return usagef("--%s %d: want a whole number, 0 or more", option, rate)
+		}
+	}
+	if _, _, err := net.SplitHostPort(o.metrics); err != nil && o.metrics != "" {
+		return usagef("--metrics %q: want host:port", o.metrics)
+	}
+	if len(o.presets) > 0 && !cmd.Flags().Changed("broadcast-port") {
+		r.Ports = nil
+	}
+	for _, p := range o.presets {
 		r.Ports = append(r.Ports, p.Ports...)
 		r.Groups = append(r.Groups, p.Groups...)
 	}
-	if o.meshAddress != "" {
-		if r.MeshAddress, err = netip.ParseAddr(o.meshAddress); err != nil {
-			return usagef("--mesh-address %q: want an IP address", o.meshAddress)
-		}
-	}
-	if r.AllowSources, err = parsePrefixes("allow-source", o.allow); err != nil {
-		return err
-	}
-	if r.DenySources, err = parsePrefixes("deny-source", o.deny); err != nil {
-		return err
-	}
-	if r.AllowMesh, err = parsePrefixes("allow-mesh", o.allowMesh); err != nil {
-		return err
-	}
+	r.MeshAddress = netip.Addr(o.meshAddress)
 	switch {
 	case o.readOnly:
 		r.Direction = relay.ReadOnly
 	case o.emitOnly:
 		r.Direction = relay.EmitOnly
-	}
-	for _, name := range slices.Concat(o.otherRelays, o.dns) {
-		if strings.TrimSpace(name) == "" {
-			return usagef("an empty name for another relay")
-		}
 	}
 	return nil
 }
@@ -223,18 +207,10 @@ func (o *relayOptions) security() (keys []mesh.Key, identity *mesh.Identity, err
 	switch {
 	case o.key != "":
 		keys, err = mesh.ReadKeyFile(o.key)
-		return keys, nil, err
 	case o.certificate != "":
-		if o.certKey == "" || o.ca == "" {
-			return nil, nil, usagef("--cert needs --cert-key and --ca")
-		}
 		identity, err = mesh.ReadIdentity(o.certificate, o.certKey, o.ca)
-		return nil, identity, err
 	}
-	if o.opts.Compat {
-		return nil, nil, usagef("--compat is for a mesh with a key: without one, SnowSignal's relays are welcome anyway")
-	}
-	return nil, nil, nil
+	return keys, identity, err
 }
 
 // relayGC is how much a relay's heap may grow between two collections, in percent of what is in use. It
@@ -246,10 +222,7 @@ func (a *app) runRelay(cmd *cobra.Command, o *relayOptions) error {
 	if err := a.applyOriginEnvironment(cmd); err != nil {
 		return err
 	}
-	level, ok := originLevels[strings.ToLower(o.logLevel)]
-	if !ok {
-		return usagef("--log-level %q: want debug, info, warning, error or critical", o.logLevel)
-	}
+	level := slog.Level(o.logLevel)
 	if a.level.Level() > level || cmd.Flags().Changed("log-level") || a.level.Level() == slog.LevelWarn {
 		a.level.Set(level)
 	}
@@ -279,7 +252,7 @@ func (a *app) runRelay(cmd *cobra.Command, o *relayOptions) error {
 	registry := prometheus.NewRegistry()
 	r.Metrics = registry
 
-	name := o.control
+	name := string(o.control)
 	if name == "" {
 		name = strconv.Itoa(int(r.MeshPort))
 		if o.asSnowSignal { // there may be one for each interface
@@ -289,7 +262,7 @@ func (a *app) runRelay(cmd *cobra.Command, o *relayOptions) error {
 	rl, err := relay.New(*r)
 	switch {
 	case errors.Is(err, relay.ErrOptions):
-		return usagef("%w", err)
+		return usagef("%w", plainly(err))
 	case errors.Is(err, os.ErrPermission):
 		return withHint(err, "Run as root, or give the program the capability: setcap cap_net_raw+ep "+programPath())
 	case err != nil:
@@ -314,8 +287,8 @@ func (a *app) runRelay(cmd *cobra.Command, o *relayOptions) error {
 	}
 	group.Go(func() error { return control.Serve(ctx, listener, rl, log) })
 	group.Go(func() error { return rl.Run(ctx) })
-	if o.key != "" {
-		group.Go(func() error { return rereadKeys(ctx, rl, o.key, log) })
+	if o.key != "" || o.certificate != "" {
+		group.Go(func() error { return o.rereadSecrets(ctx, rl, log) })
 	}
 	if err := group.Wait(); err != nil && !errors.Is(err, context.Canceled) {
 		return err
@@ -366,8 +339,9 @@ func (o *relayOptions) sources() []discovery.Source {
 	return sources
 }
 
-// rereadKeys takes the keys of a file that has changed, when told to by SIGHUP. Without usable keys, the old ones stay.
-func rereadKeys(ctx context.Context, r *relay.Relay, path string, log *slog.Logger) error {
+// rereadSecrets reads the files of the key, or of the certificate, again when told to by SIGHUP. If that fails, what
+// was read before stays.
+func (o *relayOptions) rereadSecrets(ctx context.Context, r *relay.Relay, log *slog.Logger) error {
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
@@ -377,15 +351,22 @@ func rereadKeys(ctx context.Context, r *relay.Relay, path string, log *slog.Logg
 			return nil
 		case <-hup:
 		}
-		keys, err := mesh.ReadKeyFile(path)
-		if err == nil {
+		keys, identity, err := o.security()
+		switch {
+		case err != nil:
+		case identity != nil:
+			err = r.SetIdentity(identity)
+		default:
 			err = r.SetKeys(keys)
 		}
-		if err != nil {
-			log.Error("keeping the old keys", "error", err)
-			continue
+		switch {
+		case err != nil:
+			log.Error("cannot read the mesh's secrets again: those from before stay", "error", err)
+		case identity != nil:
+			log.Info("read the certificate again", "file", o.certificate, "name", identity.Name(), "until", identity.NotAfter())
+		default:
+			log.Info("read the keys again", "file", o.key, "keys", len(keys))
 		}
-		log.Info("read the keys again", "file", path, "keys", len(keys))
 	}
 }
 

@@ -257,9 +257,13 @@ the option wins.`
 // says so in its Use.
 const optionsFirst = "optionsFirst"
 
+// runsItself is the annotation of a command that does something itself and has commands below it.
+const runsItself = "runsItself"
+
 // usageTemplate is cobra's with our words, wrapped, and a note on the environment.
 const usageTemplate = `Usage:{{if and .Runnable (not .HasAvailableSubCommands)}}
-  {{.UseLine}}{{if not .Annotations.optionsFirst}} [OPTION...]{{end}}{{end}}{{if .HasAvailableSubCommands}}
+  {{.UseLine}}{{if not .Annotations.optionsFirst}} [OPTION...]{{end}}{{end}}{{if .HasAvailableSubCommands}}{{if .Annotations.runsItself}}
+  {{.UseLine}} [OPTION...]{{end}}
   {{.CommandPath}} COMMAND [OPTION...]{{end}}{{if .HasExample}}
 
 Examples:

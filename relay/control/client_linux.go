@@ -32,7 +32,24 @@ var (
 	ErrSeveral = errors.New("several relays are running here")
 	// ErrInUse tells that a relay has the name already.
 	ErrInUse = errors.New("another relay is running here under that name")
+	// ErrName tells that no relay can have the name.
+	ErrName = errors.New("not a name for a relay")
 )
+
+// maxName is the most bytes of a name, which has to fit into a socket's address.
+const maxName = 64
+
+// CheckName tells whether a relay can be called so: up to 64 letters, digits, dots, hyphens and underscores. The error
+// wraps [ErrName].
+func CheckName(name string) error {
+	odd := strings.ContainsFunc(name, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune(".-_", r)
+	})
+	if name == "" || len(name) > maxName || odd {
+		return fmt.Errorf("%.80q: %w", name, ErrName)
+	}
+	return nil
+}
 
 // prefix begins the address of every control socket.
 const prefix = "@fathom-relay/"
