@@ -103,7 +103,8 @@ func Dial(name string) (*Client, error) {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", address(name))
 	}
-	return &Client{name: name, http: &http.Client{Transport: &http.Transport{DialContext: dial}}}, nil
+	// A connection for each question: nothing is left open that would have to be closed.
+	return &Client{name: name, http: &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}, nil
 }
 
 // Name is the relay's name.

@@ -53,8 +53,21 @@ func (l *trusted) Accept() (net.Conn, error) {
 	}
 }
 
+// Relay is what a server asks: a [relay.Relay].
+type Relay interface {
+	Status() relay.Status
+	Watch(ctx context.Context) <-chan relay.Event
+	Searches(top int, contains string) (relay.SearchReport, error)
+	Test(ctx context.Context, port uint16) (iter.Seq[relay.TestReport], error)
+}
+
+var _ Relay = (*relay.Relay)(nil)
+
+// patience is how long the answers that are under way may take when the server ends.
+const patience = time.Second
+
 // Serve answers on l until ctx ends; it closes l.
-func Serve(ctx context.Context, l net.Listener, r *relay.Relay, log *slog.Logger) error {
+func Serve(ctx context.Context, l net.Listener, r Relay, log *slog.Logger) error {
 	s := &http.Server{
 		Handler:           Handler(r),
 		ReadHeaderTimeout: 5 * time.Second,
@@ -63,16 +76,27 @@ func Serve(ctx context.Context, l net.Listener, r *relay.Relay, log *slog.Logger
 		// A watcher ends with the relay, not a while after it.
 		BaseContext: func(net.Listener) context.Context { return ctx },
 	}
-	stop := context.AfterFunc(ctx, func() { s.Close() })
-	defer stop()
-	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		return err
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(ended)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+		defer cancel()
+		if s.Shutdown(ctx) != nil {
+			s.Close()
+		}
+	})
+	err := s.Serve(l)
+	if !stop() {
+		<-ended
 	}
-	return nil
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return errors.Join(err, s.Close())
 }
 
 // Handler answers questions about a relay.
-func Handler(r *relay.Relay) http.Handler {
+func Handler(r Relay) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { reply(w, r.Status()) })
 	mux.HandleFunc("GET /watch", func(w http.ResponseWriter, req *http.Request) {
