@@ -299,7 +299,11 @@ func TestRekey(t *testing.T) {
 
 // A lossy, reordering, doubling network: links come up and stay up, nothing arrives twice.
 func TestBadNetwork(t *testing.T) {
-	for seed := range uint64(6) {
+	seeds := uint64(6)
+	if testing.Short() {
+		seeds = 1
+	}
+	for seed := range seeds {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			t.Parallel()
 			w := newNetwork(t, seed)
@@ -559,7 +563,11 @@ func TestHandshakeFlood(t *testing.T) {
 		}
 	}
 	p := &peer{addr: b.addr}
-	for i := range 2000 {
+	flood := 2000
+	if testing.Short() {
+		flood = 400
+	}
+	for i := range flood {
 		var out Outbox
 		p.link.attemptNext = time.Time{}
 		attacker.startHandshake(p, &out, w.now)
