@@ -49,6 +49,7 @@ func TestRelay(t *testing.T) {
 		{"Interface", relayInterface},
 		{"PeerRestarts", relayPeerRestarts},
 		{"Sealed", relaySealed},
+		{"BesideAnother", relayBesideAnother},
 		{"Process", relayProcess},
 		{"Refuses", relayRefuses},
 	} {
@@ -524,6 +525,58 @@ func relayTwoOnOneSegment(t *testing.T) {
 	}
 	h.heardBy(there, slices.Concat(near, atFar)...)
 	far.heardBy(back, slices.Concat(near, atFar)...)
+}
+
+// relayBesideAnother: ours with another on its segment, and with others elsewhere. Every host hears each broadcast, at
+// most four times, and it ends.
+func relayBesideAnother(t *testing.T) {
+	if foreignRelay() || os.Getenv(originVariable) == "" {
+		t.Skipf("%s does not name another relay", originVariable)
+	}
+	n := newRelayNet(t, "ours1 other1 h1 near1", "other2 h2", "ours3 h3")
+	at := []netip.Addr{n.addr("ours1", 1), n.addr("other1", 1), n.addr("other2", 2), n.addr("ours3", 3)}
+	but := func(i int) []netip.Addr { return slices.Delete(slices.Clone(at), i, i+1) }
+	n.relay("ours1", 1, but(0))
+	n.origin("other1", 1, but(1)...)
+	n.origin("other2", 2, but(2)...)
+	n.relay("ours3", 3, but(3))
+	mouths := []*mouth{n.mouth("h1", 1), n.mouth("h2", 2), n.mouth("h3", 3)}
+	ears := []*ear{n.ear("near1", 1), n.ear("h2", 2), n.ear("h3", 3)}
+	for _, m := range mouths {
+		m.open(patience, ears...)
+	}
+	time.Sleep(3 * time.Second)
+	forgetAll(ears)
+	const count = 50
+	for i := range count {
+		for _, m := range mouths {
+			m.say(everyone, strconv.Itoa(i))
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	time.Sleep(2 * time.Second)
+	for _, m := range mouths {
+		for _, e := range ears {
+			copies := map[string]int{}
+			for _, p := range e.from(m.from) {
+				copies[p]++
+			}
+			least, most, sum := 1<<30, 0, 0
+			for i := range count {
+				k := copies[strconv.Itoa(i)]
+				least, most, sum = min(least, k), max(most, k), sum+k
+			}
+			t.Logf("%s hears %v: %d to %d copies, %d of %d broadcasts", e.name, m.from, least, most, sum, count)
+			if least < 1 || most > 4 {
+				t.Errorf("%s hears %v %d to %d times, want 1 to 4", e.name, m.from, least, most)
+			}
+		}
+	}
+	heard := len(ears[0].from(mouths[0].from))
+	time.Sleep(time.Second)
+	if now := len(ears[0].from(mouths[0].from)); now != heard {
+		t.Errorf("%d more copies after all was said", now-heard)
+	}
 }
 
 // relayRing: relays that each join two segments, closed to a ring, and each other's peers on top of that.

@@ -28,6 +28,9 @@ import (
 // promises is then left out.
 const relayVariable = "FATHOM_TEST_RELAY"
 
+// originVariable is the command of another relay, which is then put beside ours. It is for trying that by hand.
+const originVariable = "FATHOM_TEST_ORIGIN"
+
 const (
 	broadcastPort = 5076
 	relayMeshPort = 7124
@@ -130,6 +133,17 @@ func (n *relayNet) start(host string, env []string, args ...string) *process {
 func (n *relayNet) name(host string, args []string) string {
 	n.n++
 	return fmt.Sprintf("%d, relay %s on %s", n.n, strings.Join(args, " "), host)
+}
+
+// origin starts a relay of another kind on a host.
+func (n *relayNet) origin(host string, segment int, peers ...netip.Addr) *process {
+	n.t.Helper()
+	words := append(strings.Fields(os.Getenv(originVariable)), "-t", "seg"+strconv.Itoa(segment), "--other-relays")
+	for _, p := range peers {
+		words = append(words, p.String())
+	}
+	c := n.lab.Host(host).Command(context.Background(), words[0], words[1:]...)
+	return startProcess(n.t, n.name(host, words), c)
 }
 
 func (n *relayNet) command(host string, env []string, args ...string) *lab.Cmd {
