@@ -335,8 +335,15 @@ func (s *segment) heard(ethernet []byte, now time.Time, stamp int64) {
 		s.copies.SetNeighbours(s.election.Neighbours(stamp), s.originals)
 	}
 	if m := s.engine.mesh; a.Mesh == m.MeshID() {
-		m.AddNeighbour(a.MeshAddrs, now)
+		m.AddNeighbour(slices.DeleteFunc(a.MeshAddrs, func(at netip.AddrPort) bool { return !s.engine.reaches(at.Addr()) }), now)
 	}
+}
+
+// reaches tells whether the mesh can be sent to an address as another relay gives it: a link-local one would need the
+// name of an interface, and a socket that is bound to one address sends to its kind only.
+func (e *engine) reaches(to netip.Addr) bool {
+	from := e.opts.MeshAddress
+	return !to.IsLinkLocalUnicast() && (!from.IsValid() || from.IsUnspecified() && from.Is6() || from.Is4() == to.Is4())
 }
 
 // maxSSPacket is the longest IP packet in one SS datagram; longer ones go in fragments.

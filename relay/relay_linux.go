@@ -98,7 +98,8 @@ func (r *Relay) open(o *Options) (err error) {
 		if i < 0 {
 			return fmt.Errorf("interface %s has no IPv4 address", o.Interfaces[0])
 		}
-		listen = netip.AddrPortFrom(first.Prefixes[i].Addr(), o.MeshPort)
+		o.MeshAddress = first.Prefixes[i].Addr()
+		listen = netip.AddrPortFrom(o.MeshAddress, o.MeshPort)
 	}
 	if r.engine, err = newEngine(o, id); err != nil {
 		return err
@@ -317,7 +318,8 @@ func (c *meshConn) count(now time.Time) {
 }
 
 // failureOver is how long nothing may have failed for a peer to count as one that can be sent to.
-const failureOver = 5 * time.Second
+// Peers that have never answered are tried every ten seconds when there is nothing to relay.
+const failureOver = 15 * time.Second
 
 // failedLocked notes that a datagram could not be sent, and logs it if that is news.
 func (c *meshConn) failedLocked(to netip.AddrPort, errno unix.Errno) {
