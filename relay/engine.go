@@ -335,7 +335,7 @@ func (s *segment) heard(ethernet []byte, now time.Time, stamp int64) {
 		s.copies.SetNeighbours(s.election.Neighbours(stamp), s.originals)
 	}
 	if m := s.engine.mesh; a.Mesh == m.MeshID() {
-		m.AddNeighbour(slices.DeleteFunc(a.MeshAddrs, func(at netip.AddrPort) bool { return !s.engine.reaches(at.Addr()) }), now)
+		m.AddNeighbour(slices.DeleteFunc(slices.Clone(a.MeshAddrs), func(at netip.AddrPort) bool { return !s.engine.reaches(at.Addr()) }), now)
 	}
 }
 
