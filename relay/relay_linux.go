@@ -236,10 +236,16 @@ func (r *Relay) register() error {
 }
 
 // SetKeys changes the keys of a mesh that has some: the first is used from now on, all are accepted.
-func (r *Relay) SetKeys(keys []mesh.Key) error { return r.mesh.SetKeys(keys) }
+func (r *Relay) SetKeys(keys []mesh.Key) error {
+	defer r.conn.poller.Wake()
+	return r.mesh.SetKeys(keys)
+}
 
 // SetIdentity changes the certificate, or the authorities, of a mesh that has some.
-func (r *Relay) SetIdentity(id *mesh.Identity) error { return r.mesh.SetIdentity(id) }
+func (r *Relay) SetIdentity(id *mesh.Identity) error {
+	defer r.conn.poller.Wake()
+	return r.mesh.SetIdentity(id)
+}
 
 // Close closes the sockets of a relay that does not run.
 func (r *Relay) Close() error {
@@ -386,7 +392,8 @@ func (c *meshConn) run(ctx context.Context) error {
 				break
 			}
 		}
-		if wait := time.Until(next); wait > 0 {
+		// What was received may have brought the next thing to do forward.
+		if wait := time.Until(earlier(next, c.engine.mesh.Deadline())); wait > 0 {
 			if err := c.poller.Wait(wait); err != nil {
 				return err
 			}
