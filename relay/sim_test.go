@@ -555,6 +555,16 @@ func (x *node) peers(numbers ...int) {
 	x.in.poke()
 }
 
+// leave ends a relay in order.
+func (x *node) leave() {
+	x.cancel()
+	x.wg.Wait()
+	for _, p := range x.ports {
+		p.s.leave(time.Now(), func(frame []byte) { p.wire.transmit(p.host, frame) })
+	}
+	x.kill()
+}
+
 // kill ends a relay without a word.
 func (x *node) kill() {
 	for _, p := range x.ports {

@@ -43,7 +43,9 @@ const (
 	// A handshake takes two round trips; what is broadcast meanwhile fits in here unless there is a flood.
 	maxQueue      = 64
 	maxQueueBytes = 256 << 10
-	queueTime     = 3 * time.Second
+	// queueTime is less than copies of a broadcast are remembered for (package guard): one that came later, when another
+	// relay has long brought it, would be a second one.
+	queueTime = 500 * time.Millisecond
 	// queueAttempts is after how many attempts a peer is no longer waited for: seven seconds.
 	queueAttempts = 3
 	// simultaneous is how close to each other two sessions must be made to be from both sides at once.
