@@ -200,7 +200,8 @@ var presets = []Preset{
 		{Addr: netip.MustParseAddr("224.0.0.251"), Ports: onePort(5353)}, {Addr: netip.MustParseAddr("ff02::fb"), Ports: onePort(5353)},
 	}},
 	{Name: "ssdp", About: "discovery of UPnP", Groups: []datagram.Group{
-		{Addr: netip.MustParseAddr("239.255.255.250"), Ports: onePort(1900)}, {Addr: netip.MustParseAddr("ff02::c"), Ports: onePort(1900)},
+		{Addr: netip.MustParseAddr("239.255.255.250"), Ports: onePort(1900)},
+		{Addr: netip.MustParseAddr("ff02::c"), Ports: onePort(1900)},
 		{Addr: netip.MustParseAddr("ff05::c"), Ports: onePort(1900)},
 	}},
 	{Name: "wol", About: "Wake-on-LAN over UDP", Ports: []datagram.PortRange{{First: 7, Last: 7}, {First: 9, Last: 9}}},

@@ -37,9 +37,6 @@ func ReleaseProgram() error {
 		if _, err := fmt.Sscanf(fields[0], "%x-%x", &start, &end); err != nil {
 			return fmt.Errorf("release the program's memory: %q: %w", fields[0], err)
 		}
-		for _, adv := range []uintptr{unix.MADV_NOHUGEPAGE, unix.MADV_RANDOM} {
-			unix.Syscall(unix.SYS_MADVISE, start, end-start, adv)
-		}
 		if _, _, errno := unix.Syscall(unix.SYS_MADVISE, start, end-start, unix.MADV_DONTNEED); errno != 0 {
 			return fmt.Errorf("release the program's memory: %w", errno)
 		}
