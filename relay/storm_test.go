@@ -169,12 +169,12 @@ func TestSeveralOnSegment(t *testing.T) {
 							}
 						}))
 					}
-					// While they do not know of each other yet, each may put it on its segment; in a sealed mesh that may be
-					// later than anybody remembers it for.
+					// While they do not know of each other yet, each may put it on its segment, once. In a sealed mesh it may be
+					// lost: relays that are not there yet have no session.
 					a.send("early")
 					wait(settle)
 					a.take()
-					if n := len(b.take()); n < 1 || n > total || w.frames > 2*total {
+					if n := len(b.take()); !keyed && n < 1 || n > counts[1] || w.frames > total+1 {
 						t.Errorf("before they knew of each other, %d copies were heard, and %d frames were on the wires", n, w.frames)
 					}
 					w.frames = 0

@@ -92,6 +92,10 @@ func (p *peer) expireQueue(now time.Time) {
 // sendQueue sends what has waited.
 func (m *Mesh) sendQueue(p *peer, out *Outbox, now time.Time) {
 	p.expireQueue(now)
+	if slices.ContainsFunc(m.peers, func(q *peer) bool { return q != p && q.ours() && q.instance == p.instance }) {
+		p.link.queue, p.link.queued = nil, 0 // it went to another address of the same relay
+		return
+	}
 	k := packer{m: m, p: p, s: p.link.current, out: out}
 	for _, w := range p.link.queue {
 		k.frame(w.frame[:macLen], w.frame[macLen:])

@@ -42,10 +42,10 @@ func (m *Mesh) Send(frames []Frame, out *Outbox, now time.Time) {
 		switch {
 		case p.ours():
 			m.sendOurs(p, frames, out)
+		case p.origin == neighbour || p.origin == learned:
+			// Ours, but not there yet, or no longer; and perhaps another address of a peer that is.
 		case m.sealed && (p.shown || !m.compat):
 			m.enqueue(p, frames, now)
-		case p.origin == neighbour || p.origin == learned:
-			// Ours, but not there yet, or no longer.
 		default:
 			sendOriginal(p, frames, out)
 		}
