@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -26,7 +27,7 @@ var enterLab = func() {}
 
 func TestMain(m *testing.M) {
 	enterLab()
-	testscript.Main(m, map[string]func(){"fathom": main})
+	testscript.Main(m, map[string]func(){"fathom": main, "snowsignal": main})
 }
 
 // TestScripts runs the program as a user does, by the scripts in testdata/script.
@@ -47,7 +48,7 @@ func TestScripts(t *testing.T) {
 			f := p.Features()
 			return f.Supports(probe.ICMP, 4), nil
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"status": checkStatus},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"status": checkStatus, "usage": checkUsage},
 	})
 }
 
@@ -67,6 +68,27 @@ func checkStatus(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	if got != want {
 		ts.Fatalf("%s: exit code %d, want %d", strings.Join(args[1:], " "), got, want)
+	}
+}
+
+// checkUsage is the script command "usage REGEXP COMMAND...": the command must say in one line, which matches, what is wrong
+// with it, and where to read more, and end with the exit code for that.
+func checkUsage(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: usage regexp command...")
+	}
+	want, err := regexp.Compile(args[0])
+	ts.Check(err)
+	checkStatus(ts, false, append([]string{strconv.Itoa(exitUsage)}, args[1:]...))
+	if out := ts.ReadFile("stdout"); out != "" {
+		ts.Fatalf("standard output has %q", out)
+	}
+	first, rest, _ := strings.Cut(ts.ReadFile("stderr"), "\n")
+	if !want.MatchString(first) {
+		ts.Fatalf("said %q, want what matches %q", first, want)
+	}
+	if !regexp.MustCompile("^See '[a-z ]+ --help'\\.\n$").MatchString(rest) {
+		ts.Fatalf("said more: %q", rest)
 	}
 }
 

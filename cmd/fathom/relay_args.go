@@ -57,7 +57,7 @@ func relayArgs(cmd *cobra.Command, args []string) []string {
 			}
 			continue
 		} else if i+1 == len(args) || strings.HasPrefix(args[i+1], "-") {
-			out = append(out, option.long) // and let it complain
+			return append(out, option.long) // which complains; what follows is not its value
 		}
 		for option.several && !joined && i+1 < len(args) && !strings.HasPrefix(args[i+1], "-") {
 			i++

@@ -143,7 +143,7 @@ func (a *app) printRelayStatus(s *relay.Status) error {
 				fmt.Fprintln(w, "\nDROPPED\tCOUNT\tREASON\tMEANING")
 				drops = true
 			}
-			fmt.Fprintf(w, "%s\t%d\t%s\t%s\n", where, counts[reason], reason, meaning(reason))
+			fmt.Fprintf(w, "%s\t%d\t%s\t%s\n", where, counts[reason], reason, cmp.Or(meaning(reason), "-"))
 		}
 	}
 	for _, g := range s.Segments {
@@ -188,7 +188,7 @@ func peerLine(p *mesh.PeerStatus) string {
 	switch {
 	case p.Origin == "heard":
 		state = "not a peer"
-	case p.Kind == mesh.Self:
+	case p.Kind == mesh.Self, p.Kind == mesh.Original: // these never answer
 		state = "-"
 	case p.Through.IsValid():
 		state = "as " + p.Through.String()

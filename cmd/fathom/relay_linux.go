@@ -55,8 +55,10 @@ type relayOptions struct {
 	asSnowSignal bool
 }
 
-func newRelayCommand(a *app) *cobra.Command {
-	o := relayOptions{}
+func newRelayCommand(a *app) *cobra.Command { return newRelayCommandFor(a, &relayOptions{}) }
+
+// newRelayCommandFor makes the command, whose options go to o.
+func newRelayCommandFor(a *app, o *relayOptions) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "relay",
 		Short: "Carry UDP broadcasts between segments",
@@ -82,7 +84,7 @@ made anew. CAP_NET_ADMIN at the start gives larger receive buffers.`,
   SERVICENAME=relay fathom relay -t eth1`,
 		Args:        noArgs,
 		Annotations: map[string]string{runsItself: "yes"},
-		RunE:        func(cmd *cobra.Command, _ []string) error { return a.runRelay(cmd, &o) },
+		RunE:        func(cmd *cobra.Command, _ []string) error { return a.runRelay(cmd, o) },
 	}
 	f := cmd.Flags()
 	listVarP(f, &o.opts.Interfaces, "target-interface", "t", "interface", "relay the broadcasts of this `interface`; several: of each, and between them", parseInterface, "eth0")
