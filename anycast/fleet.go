@@ -58,8 +58,8 @@ type Clock struct {
 type Fleet interface {
 	// Sites gives the connected sites, by name.
 	Sites() []Site
-	// Open begins a session: probes that are recognised at every site. It waits, until ctx ends, for
-	// source ports to become free and then fails with ErrNoPorts.
+	// Open begins a session: probes that are recognised at every site. It waits for source ports to become free, until ctx
+	// ends, and then fails with ErrNoPorts; and for the sites to listen, until ctx ends or for 2 s.
 	Open(ctx context.Context, conf SessionConfig) (Session, error)
 	// RTT is the round-trip time of a probe that left site from at sent and whose answer reached site to at
 	// received, each by the clock of its site in nanoseconds since 1970, and how far that may be off. ok is false
@@ -74,6 +74,9 @@ type SessionConfig struct {
 	// Handler gets what happens. Its methods are called by the goroutines of the connections, several at once,
 	// and must not block.
 	Handler Handler
+	// Numbers is how many numbers the probes have, from 0 on; 0 is as many as there are. Small sessions that say so, have
+	// one port and the default Linger may share ports and a key with others, which makes them cheap to open by the thousand.
+	Numbers int
 	// Linger is how long answers are still recognised (and their ports not used again) after Close. Default 2 s.
 	Linger time.Duration
 }

@@ -146,7 +146,7 @@ func NewTraceroute(conf TracerouteConf) (*Traceroute, error) {
 // Run does it. When ctx ends first, what is known by then is the result, without an error. Errors: those of
 // Fleet.Open and Session.Send, if not a single probe was sent.
 func (t *Traceroute) Run(ctx context.Context) (*TracerouteResult, error) {
-	session, err := t.conf.Fleet.Open(ctx, SessionConfig{Probes: t.conf.Probes, Handler: t})
+	session, err := t.conf.Fleet.Open(ctx, SessionConfig{Probes: t.conf.Probes, Numbers: t.conf.MaxTTL * t.conf.Queries, Handler: t})
 	if err != nil {
 		return nil, fmt.Errorf("traceroute %s from %s: %w", t.conf.Target, t.conf.Site, err)
 	}

@@ -21,9 +21,10 @@
 //     and reports are kept until a controller says that it has them, and have numbers by which it drops
 //     what it gets twice. What finds the spool full is dropped and counted.
 //   - Answers are recognised by a keyed check in each probe (package stateless). What is forged, or has nothing to do with
-//     an open session, is counted and goes no further. Most of it does not even leave the kernel.
-//   - An answer that comes home before the session has been opened here, since other sites are nearer to the controller, is kept for
-//     two seconds and counts.
+//     an open session, is counted and goes no further. Most of it does not even leave the kernel, whose filters pass what has
+//     a port of an open session, and nothing while there is none.
+//   - A controller is told when a session has been opened, and has no site send probes before: an answer
+//     may come home here sooner than the controller's message.
 //   - Probes leave from addresses of this host only, whatever a controller says, and go to hosts, not to groups.
 //   - Sending never keeps the receiver waiting: answers are read before each batch of at most 64 probes, from sockets that had
 //     none before every eighth at least.

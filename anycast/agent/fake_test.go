@@ -173,6 +173,7 @@ type attachment struct {
 	stream grpc.BidiStreamingServer[measurepb.FromAgent, measurepb.ToAgent]
 	in     chan *measurepb.FromAgent
 	over   chan error // what the handler is to return
+	opened []uint32   // sessions that the agent has confirmed, as far as next has read
 }
 
 func newController(t testing.TB) *controller {
@@ -269,7 +270,23 @@ func (a *attachment) order(o any) {
 	}
 }
 
-// next gives the agent's next message but for its statistics; nil when the stream has ended.
+// confirmed reads until the agent has confirmed a session, which has to be what it says next.
+func (a *attachment) confirmed(id uint32) {
+	a.t.Helper()
+	for end := time.After(patience); !slices.Contains(a.opened, id); {
+		select {
+		case m := <-a.in:
+			if m.GetOpened() == nil {
+				a.t.Fatalf("%v, want session %d opened", m, id)
+			}
+			a.opened = append(a.opened, m.GetOpened().GetSessions()...)
+		case <-end:
+			a.t.Fatalf("session %d is not confirmed", id)
+		}
+	}
+}
+
+// next gives the agent's next message but for its statistics and the sessions it confirms; nil when the stream has ended.
 func (a *attachment) next() *measurepb.FromAgent {
 	a.t.Helper()
 	for end := time.After(patience); ; {
@@ -278,7 +295,8 @@ func (a *attachment) next() *measurepb.FromAgent {
 			if !ok {
 				return nil
 			}
-			if m.GetStats() == nil {
+			a.opened = append(a.opened, m.GetOpened().GetSessions()...)
+			if m.GetStats() == nil && m.GetOpened() == nil {
 				return m
 			}
 		case <-end:

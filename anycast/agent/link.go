@@ -35,15 +35,17 @@ type link struct {
 	conf  Link
 	log   *slog.Logger
 	spool *spool
+	// opened is what this controller waits for.
+	opened opened
 
 	// These belong to the plane.
 	sessions int
 	queued   int      // memory of orders, in bytes
 	express  []*order // without a rate; the next one is the last
 	forwards bool
-	expected rawio.PortRange // the ports that the controller announced; zero for none
-	dirty    bool            // the spool has answers that the writer was not told of
-	notified int64           // mono
+	opening  []uint32 // sessions to confirm when the filters let their answers pass
+	dirty    bool     // the spool has answers that the writer was not told of
+	notified int64    // mono
 
 	// These belong to the goroutine of run.
 	spoken Dialect // on the last connection that got so far; Auto before the first
@@ -81,7 +83,8 @@ func newLink(a *Agent, i int) *link {
 	c := a.opts.Links[i]
 	return &link{
 		agent: a, plane: a.plane, conf: c, log: a.log.With("controller", c.Address), spool: newSpool(a.opts.Spool),
-		state: LinkStats{Address: c.Address, Dialect: c.Dialect, Since: time.Now()},
+		opened: opened{ready: make(chan struct{}, 1)},
+		state:  LinkStats{Address: c.Address, Dialect: c.Dialect, Since: time.Now()},
 	}
 }
 

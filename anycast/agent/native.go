@@ -16,9 +16,34 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/seed5728abee/fathom/anycast/measurepb"
-	"github.com/seed5728abee/fathom/internal/rawio"
 	"github.com/seed5728abee/fathom/probe/stateless"
 )
+
+// opened is the sessions that a controller is to be told of: they can be sent for.
+type opened struct {
+	ready chan struct{} // capacity 1: there is something to take
+
+	mu  sync.Mutex
+	ids []uint32
+}
+
+func (o *opened) add(ids ...uint32) {
+	o.mu.Lock()
+	o.ids = append(o.ids, ids...)
+	o.mu.Unlock()
+	select {
+	case o.ready <- struct{}{}:
+	default:
+	}
+}
+
+func (o *opened) take() []uint32 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	ids := o.ids
+	o.ids = nil
+	return ids
+}
 
 // statsEvery is how often a controller is told the agent's counters.
 const statsEvery = 10 * time.Second
@@ -49,10 +74,7 @@ func (l *link) native(ctx context.Context, d Dialect, cc *grpc.ClientConn) error
 		return fmt.Errorf("attach: %w", errWelcome)
 	}
 	l.begin(d)
-	l.plane.do(func() {
-		l.plane.keepSessions(l, welcome.GetSessions())
-		l.plane.expect(l, announced(welcome))
-	})
+	l.plane.do(func() { l.plane.keepSessions(l, welcome.GetSessions()) })
 	l.spool.setAway(false) // one of Voltadomar's may have been here before
 	l.spool.restart(welcome.GetAcknowledged())
 	l.up(true)
@@ -68,15 +90,6 @@ func (l *link) native(ctx context.Context, d Dialect, cc *grpc.ClientConn) error
 	cancel()
 	group.Wait()
 	return err
-}
-
-// announced is the ports that a controller's sessions will have; none if it does not say, or makes no sense.
-func announced(w *measurepb.Welcome) rawio.PortRange {
-	first, last := uint64(w.GetFirstPort()), uint64(w.GetFirstPort())+uint64(w.GetPorts())-1
-	if w.GetPorts() == 0 || first == 0 || last > math.MaxUint16 {
-		return rawio.PortRange{}
-	}
-	return rawio.PortRange{Lo: uint16(first), Hi: uint16(last)}
 }
 
 func (l *link) hello() (*measurepb.Hello, error) {
@@ -281,6 +294,10 @@ func (w *writer) run(ctx context.Context) {
 		case pong := <-w.pongs:
 			m = pongMessage(pong)
 		default:
+			if ids := w.link.opened.take(); len(ids) > 0 {
+				m = &measurepb.FromAgent{Event: &measurepb.FromAgent_Opened{Opened: &measurepb.Opened{Sessions: ids}}}
+				break
+			}
 			if it, ok := w.link.spool.next(); ok {
 				m = it.message()
 				break
@@ -289,6 +306,8 @@ func (w *writer) run(ctx context.Context) {
 			case <-ctx.Done():
 				return
 			case <-w.link.spool.ready:
+				continue
+			case <-w.link.opened.ready:
 				continue
 			case pong := <-w.pongs:
 				m = pongMessage(pong)

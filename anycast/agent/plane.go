@@ -49,7 +49,6 @@ type plane struct {
 	byCodec   map[*stateless.Codec]*session
 	lingering int   // sessions that only listen
 	reap      int64 // mono, when the first of them may have ended
-	early     early
 
 	// Receiving.
 	receivers  [6]receiver
@@ -58,8 +57,9 @@ type plane struct {
 	whole6     [rawio.BatchSize][]byte           // around the buffers of in[1], with room for a header
 	answer     stateless.Answer
 	forwarding int   // links of Voltadomar's dialects
+	wider      bool  // the filters pass less than they must
 	narrower   bool  // the filters may pass more than they must
-	narrowed   int64 // mono, when that was last looked at
+	filtered   int64 // mono, when they were last set
 	looked     int64 // mono, when the queues were last asked what they dropped
 
 	// Sending.
@@ -98,7 +98,7 @@ type receiver struct {
 	proto   packet.Protocol
 	icmp    bool
 	filter  func([]rawio.PortRange) []bpf.RawInstruction
-	ranges  []rawio.PortRange // that the filter passes
+	passing []rawio.PortRange // by the filter
 	dropped uint32            // when last looked
 	busy    bool              // it had something when last looked at
 }
@@ -280,7 +280,6 @@ func (p *plane) run() error {
 		p.clock()
 		p.obey()
 		worked := p.receive()
-		p.lookEarly()
 		p.expire()
 		p.clock()
 		if p.transmit() {
@@ -288,6 +287,7 @@ func (p *plane) run() error {
 		}
 		p.notify()
 		p.look()
+		p.narrow()
 		if worked {
 			continue
 		}
@@ -304,6 +304,7 @@ func (p *plane) obey() {
 	for range len(p.commands) {
 		(<-p.commands)()
 	}
+	p.confirm()
 }
 
 // untilNext is how long there is nothing to do but to receive.
@@ -336,8 +337,8 @@ func (p *plane) untilNext() time.Duration {
 	if p.lingering > 0 {
 		d = min(d, p.reap-p.now)
 	}
-	if len(p.early.packets) > 0 {
-		d = min(d, p.early.due()-p.now)
+	if p.narrower {
+		d = min(d, p.filtered+narrowEvery-p.now)
 	}
 	return time.Duration(max(d, 0))
 }
@@ -355,7 +356,7 @@ func (p *plane) notify() {
 	}
 }
 
-// look asks the queues what they dropped, and makes the filters narrower, every now and then.
+// look asks the queues what they dropped, every now and then.
 func (p *plane) look() {
 	if p.now < p.looked+lookEvery {
 		return
@@ -376,7 +377,6 @@ func (p *plane) look() {
 		p.counters.overrun += dropped
 		p.log.Warn("the kernel dropped answers, since the agent was not fast enough", "count", dropped)
 	}
-	p.narrow()
 	p.publish()
 }
 

@@ -68,24 +68,16 @@ func (p *plane) arrive4(rx *receiver, m *rawio.Message) {
 		p.deliver(c, m.Time, pkt)
 		return
 	}
-	if rx.icmp && p.forwarding > 0 {
-		if port, ok := voltaPort(pkt); ok {
-			p.counters.forwarded++
-			for _, l := range p.links {
-				if l.forwards {
-					l.add(m.Time, pkt)
-				}
+	if rx.icmp && p.forwarding > 0 && forVolta(pkt) {
+		p.counters.forwarded++
+		for _, l := range p.links {
+			if l.forwards {
+				l.add(m.Time, pkt)
 			}
-			// It may be for one of ours instead.
-			if p.expects(port) {
-				p.keepEarly(m.Time, pkt, err, true)
-			}
-			return
 		}
+		return
 	}
-	if !p.keepEarly(m.Time, pkt, err, false) {
-		p.discard(err)
-	}
+	p.discard(err)
 }
 
 // arrive6 handles packet k, which comes without its header. In its buffer is room for one that is made up from what
@@ -94,6 +86,10 @@ func (p *plane) arrive6(rx *receiver, k int) {
 	m := &p.in[1][k]
 	src := m.Addr.Addr().WithZone("")
 	c, err := p.table.Parse6(src, m.Local, m.TTL, m.TOS, rx.proto, m.Data[:m.N], &p.answer)
+	if err != nil {
+		p.discard(err)
+		return
+	}
 	pkt := p.whole6[k][:ip6Header+m.N]
 	binary.BigEndian.PutUint32(pkt, 6<<28|uint32(m.TOS)<<20)
 	binary.BigEndian.PutUint16(pkt[4:], uint16(m.N))
@@ -101,12 +97,7 @@ func (p *plane) arrive6(rx *receiver, k int) {
 	from, to := src.As16(), m.Local.As16()
 	copy(pkt[8:], from[:])
 	copy(pkt[24:], to[:])
-	switch {
-	case err == nil:
-		p.deliver(c, m.Time, pkt)
-	case !p.keepEarly(m.Time, pkt, err, false):
-		p.discard(err)
-	}
+	p.deliver(c, m.Time, pkt)
 }
 
 func (p *plane) discard(err error) {
@@ -151,21 +142,18 @@ func sound4(pkt []byte) bool {
 	return err == nil && packet.Checksum(ip.Payload()) == 0
 }
 
-// voltaPort tells whether a packet is for Voltadomar's controllers: an ICMP error of type 3 or 11 that
-// quotes UDP up to the end of its header. It gives the quoted source port, which does not decide, since nobody says which are in use. Echo
+// forVolta tells whether a packet is for Voltadomar's controllers: an ICMP error of type 3 or 11 that
+// quotes UDP up to the end of its header. The quoted source port does not decide, since nobody says which are in use. Echo
 // replies are not for them: their agents send no requests, and a reply whose data is no IP packet ends some originals' stream.
-func voltaPort(pkt []byte) (port uint16, ok bool) {
+func forVolta(pkt []byte) bool {
 	ip, err := packet.ParseQuotedIPv4(pkt)
 	if err != nil || ip.Protocol() != packet.ProtocolICMP || ip.FragmentOffset() != 0 {
-		return 0, false
+		return false
 	}
 	b := ip.Payload()
 	if len(b) < packet.ICMPHeaderLen || b[0] != packet.ICMPv4Unreachable && b[0] != packet.ICMPv4TimeExceeded {
-		return 0, false
+		return false
 	}
 	q, err := packet.ParseQuotedIPv4(b[packet.ICMPHeaderLen:])
-	if err != nil || q.Protocol() != packet.ProtocolUDP || q.FragmentOffset() != 0 || len(q.Payload()) < packet.UDPHeaderLen {
-		return 0, false
-	}
-	return packet.UDP(q.Payload()).SrcPort(), true
+	return err == nil && q.Protocol() == packet.ProtocolUDP && q.FragmentOffset() == 0 && len(q.Payload()) >= packet.UDPHeaderLen
 }

@@ -44,6 +44,7 @@ const (
 // openSession begins a session, or keeps the reason why not for its orders. One of the same name, from before a
 // connection was lost, goes on if it is the same, and makes room otherwise.
 func (p *plane) openSession(l *link, id uint32, conf stateless.Config, err error) {
+	l.opening = append(l.opening, id) // also what is refused: nobody has to wait for it
 	key := sessionKey{l, id}
 	var codec *stateless.Codec
 	if err == nil {
@@ -74,8 +75,7 @@ func (p *plane) openSession(l *link, id uint32, conf stateless.Config, err error
 		l.log.Warn("session refused", "session", id, "error", s.err)
 		return
 	}
-	p.widen(s)
-	p.early.again = true
+	p.wider = true
 }
 
 // claim takes a session's ports. Those of a session of the same controller that is only listening for late
@@ -199,73 +199,52 @@ func (p *plane) dropOrders(s *session) {
 	}
 }
 
-// The kernel's filter passes the ports of the sessions, widened to blocks so that it need not be replaced for each
-// session: that costs as much as a hundred probes. It becomes narrower again every now and then.
-const (
-	filterBlock = 256
-	narrowEvery = int64(10 * time.Second)
-)
-
-func widened(r rawio.PortRange) rawio.PortRange {
-	return rawio.PortRange{Lo: r.Lo &^ (filterBlock - 1), Hi: r.Hi | (filterBlock - 1)}
-}
-
 // concerns tells whether answers to a session come by a socket.
 func (rx *receiver) concerns(s *session) bool {
-	if rx.icmp {
-		return true
-	}
-	return s.codec.Protocol(rx.version) == rx.proto
+	return rx.icmp || s.codec.Protocol(rx.version) == rx.proto
 }
 
-// widen makes answers to a session pass the filters.
-func (p *plane) widen(s *session) {
-	for i := range p.receivers {
-		rx := &p.receivers[i]
-		if rx.conn == nil || !rx.concerns(s) || covered(rx.ranges, s.ports) {
-			continue
+// narrowEvery is how long ports of sessions that have ended may still pass: to set a filter costs as much as a hundred probes,
+// so sessions that end do not have it set one by one. One that begins does.
+const narrowEvery = int64(time.Second)
+
+// confirm makes answers to the sessions that were opened in this turn pass the filters, and then tells their controllers.
+func (p *plane) confirm() {
+	if p.wider {
+		p.filter()
+	}
+	for _, l := range p.links {
+		if len(l.opening) > 0 {
+			l.opened.add(l.opening...)
+			l.opening = l.opening[:0]
 		}
-		p.pass(rx, widened(s.ports))
-	}
-}
-
-// covered tells whether one of the ranges has all of another.
-func covered(ranges []rawio.PortRange, r rawio.PortRange) bool {
-	return slices.ContainsFunc(ranges, func(have rawio.PortRange) bool { return have.Lo <= r.Lo && r.Hi <= have.Hi })
-}
-
-// pass makes answers to some ports pass a socket's filter.
-func (p *plane) pass(rx *receiver, r rawio.PortRange) {
-	if !covered(rx.ranges, r) {
-		rx.ranges = append(rx.ranges, r)
-		p.setFilter(rx)
 	}
 }
 
 // narrow makes the filters pass no more than they must.
 func (p *plane) narrow() {
-	if !p.narrower || p.now < p.narrowed+narrowEvery {
-		return
+	if p.narrower && p.now >= p.filtered+narrowEvery {
+		p.filter()
 	}
-	p.narrower, p.narrowed = false, p.now
+}
+
+// filter makes each socket's filter pass what belongs to a session. The kernel replaces a filter at once: there is no moment
+// without one, and what is in the queue stays there.
+func (p *plane) filter() {
+	p.wider, p.narrower, p.filtered = false, false, p.now
 	for i := range p.receivers {
 		rx := &p.receivers[i]
 		if rx.conn == nil {
 			continue
 		}
 		var ranges []rawio.PortRange
-		for _, l := range p.links {
-			if r := l.expected; r != (rawio.PortRange{}) && !covered(ranges, r) {
-				ranges = append(ranges, r)
-			}
-		}
 		for _, s := range p.sessions {
-			if s.codec != nil && rx.concerns(s) && !covered(ranges, s.ports) {
-				ranges = append(ranges, widened(s.ports))
+			if s.codec != nil && rx.concerns(s) {
+				ranges = append(ranges, s.ports)
 			}
 		}
-		if len(ranges) != len(rx.ranges) {
-			rx.ranges = ranges
+		if ranges = rawio.JoinRanges(ranges); !slices.Equal(ranges, rx.passing) {
+			rx.passing = ranges
 			p.setFilter(rx)
 		}
 	}
@@ -275,11 +254,11 @@ func (p *plane) setFilter(rx *receiver) {
 	var f []bpf.RawInstruction
 	if rx.icmp && rx.version == 4 && p.forwarding > 0 {
 		f = rawio.FilterICMP4(1, 0) // all errors, and no echo replies but those of sessions
-		if len(rx.ranges) > 0 {
+		if len(rx.passing) > 0 {
 			f = rawio.FilterICMP4(0, 65535)
 		}
 	} else {
-		f = rx.filter(rx.ranges)
+		f = rx.filter(rx.passing)
 	}
 	if err := rx.conn.SetFilter(f); err != nil {
 		p.log.Error("cannot set a filter: too much or too little is received", "error", err)

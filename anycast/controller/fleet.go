@@ -35,11 +35,12 @@ const defaultLinger = 2 * time.Second
 
 // fleet is the connected sites, of all dialects, and the open sessions.
 //
-// Locks are taken in this order: fleet.mu, site.mu, the lock of a queue. None is held while a Handler is called.
+// Locks are taken in this order: sharedPool.mu, fleet.mu, site.mu, the lock of a queue. None is held while a Handler is called.
 type fleet struct {
-	log   *slog.Logger
-	ports *ports
-	epoch time.Time // the controller's clock: it never jumps
+	log    *slog.Logger
+	ports  *ports
+	shared *sharedPool
+	epoch  time.Time // the controller's clock: it never jumps
 
 	table                               stateless.Table
 	stray, forged, malformed, duplicate atomic.Uint64 // packets that were no answers, by reason
@@ -53,12 +54,14 @@ type fleet struct {
 }
 
 func newFleet(blocks *volta.Blocks, log *slog.Logger) *fleet {
-	return &fleet{
+	f := &fleet{
 		log: log, ports: &ports{blocks: blocks}, epoch: time.Now(),
 		sites: map[string]*site{}, sessions: map[uint32]*session{}, owners: map[*stateless.Codec]*session{}, jobs: map[uint16]*job{},
 		// Agents outlive a controller, and tell the next one which sessions they have.
 		next: rand.Uint32(),
 	}
+	f.shared = &sharedPool{fleet: f, kinds: map[stateless.Config]*sharedKind{}}
+	return f
 }
 
 // now is the controller's clock in nanoseconds since 1970.
@@ -122,13 +125,33 @@ func (f *fleet) RTT(from string, sent int64, to string, received int64) (rtt, un
 	return rtt, uncertainty, rtt > uncertainty
 }
 
-// Open begins a session at all sites, and at those that connect later.
+// Open begins a session at all sites, and at those that connect later. Small ones share one.
 func (f *fleet) Open(ctx context.Context, conf anycast.SessionConfig) (anycast.Session, error) {
-	s := &session{fleet: f, handler: conf.Handler, linger: conf.Linger}
-	if s.linger == 0 {
-		s.linger = defaultLinger
+	if shareable(&conf) {
+		l, ok, err := f.shared.lease(ctx, &conf)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			l.shared.session.await(ctx)
+			return l, nil
+		}
 	}
-	probes := conf.Probes
+	linger := conf.Linger
+	if linger == 0 {
+		linger = defaultLinger
+	}
+	s, err := f.open(ctx, conf.Probes, conf.Handler, linger)
+	if err != nil {
+		return nil, err // and not a nil *session
+	}
+	s.await(ctx)
+	return s, nil
+}
+
+// open begins a session with ports and a key of its own.
+func (f *fleet) open(ctx context.Context, probes stateless.Config, handler anycast.Handler, linger time.Duration) (*session, error) {
+	s := &session{fleet: f, handler: handler, linger: linger}
 	probes.Ports = max(probes.Ports, 1)
 	probes.Key = stateless.NewKey()
 	var err error
@@ -144,15 +167,16 @@ func (f *fleet) Open(ctx context.Context, conf anycast.SessionConfig) (anycast.S
 
 // openClassic begins a session of the originals' probes in a block of its own. raw gets every answer as it came, and
 // when, from several goroutines.
-func (f *fleet) openClassic(first, ports uint16, target netip.Addr, raw func(site string, packet []byte, at volta.Time)) (*session, error) {
+func (f *fleet) openClassic(ctx context.Context, first, ports uint16, target netip.Addr, raw func(site string, packet []byte, at volta.Time)) (*session, error) {
 	s := &session{fleet: f, raw: raw, linger: defaultLinger}
-	err := f.begin(s, stateless.Config{Kind: stateless.UDP, FirstPort: first, Ports: ports, Classic: true, Target: target})
-	if err == nil {
-		s.announce() // the probes are ordered past it
+	if err := f.begin(s, stateless.Config{Kind: stateless.UDP, FirstPort: first, Ports: ports, Classic: true, Target: target}); err != nil {
+		return nil, err
 	}
-	return s, err
+	s.await(ctx)
+	return s, nil
 }
 
+// begin has all sites open a session. Before its first probe, await them.
 func (f *fleet) begin(s *session, probes stateless.Config) (err error) {
 	if s.codec, err = stateless.New(probes); err != nil {
 		return fmt.Errorf("open session: %w", err)
@@ -161,44 +185,88 @@ func (f *fleet) begin(s *session, probes stateless.Config) (err error) {
 		return fmt.Errorf("open session: %w", err)
 	}
 	conf := s.codec.Config()
-	s.open = &measurepb.ToAgent{Order: &measurepb.ToAgent_Open{Open: &measurepb.Open{
+	open := &measurepb.Open{
 		Key: conf.Key[:], Protocol: measurepb.FromProtocol(conf.Kind), FirstPort: uint32(conf.FirstPort), Ports: uint32(conf.Ports),
 		DstPort: uint32(conf.DstPort), Size: uint32(conf.Size), Tos: uint32(conf.TOS), Note: conf.Note, Query: conf.Name, Classic: conf.Classic,
-	}}}
+	}
+	s.open = &measurepb.ToAgent{Order: &measurepb.ToAgent_Open{Open: open}}
+	s.awaited, s.ready = map[*link]*site{}, make(chan struct{})
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	for f.next == 0 || f.sessions[f.next] != nil {
 		f.next++
 	}
-	s.id = f.next
+	s.id, open.Session = f.next, f.next
 	f.next++
-	s.open.GetOpen().Session = s.id
 	f.sessions[s.id] = s
 	f.owners[s.codec] = s
-	f.noteAllLocked(s.open)
+	for _, site := range f.sites {
+		site.begin(s)
+	}
+	s.opened(nil)
+	s.begun = time.Now()
+	f.mu.Unlock()
 	return nil
 }
 
-// noteAllLocked tells all agents of something, with the next order that they get.
-func (f *fleet) noteAllLocked(m *measurepb.ToAgent) {
-	for _, site := range f.sites {
-		if site.native {
-			site.note(2, m)
+// openPatience is how long a session waits for sites that are slow to open it, before its probes leave nevertheless.
+const openPatience = 2 * time.Second
+
+// await waits until all sites have opened the session: what answers its probes may come home at any of them, and
+// does not pass the kernel's filter there before. ctx, or openPatience, ends the wait.
+func (s *session) await(ctx context.Context) {
+	select {
+	case <-s.ready:
+		return
+	default:
+	}
+	patience := time.NewTimer(openPatience - time.Since(s.begun))
+	defer patience.Stop()
+	select {
+	case <-s.ready:
+	case <-ctx.Done():
+	case <-patience.C:
+		f := s.fleet
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		for link, site := range s.awaited {
+			if !site.late.Swap(true) {
+				f.log.Warn("agent is slow to listen: what comes home there now may be missed", "agent", site.name)
+			}
+			s.opened(link)
 		}
 	}
 }
 
-// announce has the session opened at all sites, which before its first probes is not needed.
-func (s *session) announce() {
-	if s.announced.Swap(true) {
+// opened notes that a connection's agent listens, or is not waited for any more. The caller holds fleet.mu.
+func (s *session) opened(l *link) {
+	if s.awaited == nil {
 		return
 	}
-	s.fleet.mu.RLock()
-	defer s.fleet.mu.RUnlock()
-	for _, site := range s.fleet.sites {
-		if site.native {
-			site.nudge()
+	delete(s.awaited, l)
+	if len(s.awaited) == 0 {
+		s.awaited = nil
+		close(s.ready)
+	}
+}
+
+// opened notes what a site says of the sessions that it listens for.
+func (f *fleet) opened(s *site, l *link, ids []uint32) {
+	s.late.Store(false)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, id := range ids {
+		if session := f.sessions[id]; session != nil {
+			session.opened(l)
 		}
+	}
+}
+
+// unawait has no session wait for a connection that has ended.
+func (f *fleet) unawait(l *link) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, session := range f.sessions {
+		session.opened(l)
 	}
 }
 
@@ -212,14 +280,21 @@ type session struct {
 	open    *measurepb.ToAgent
 	linger  time.Duration
 	closed  atomic.Bool
-	// announced is set when the sites have been told to open it.
-	announced atomic.Bool
+
+	// The fleet's lock guards awaited, the connections that have not confirmed the session. When there are none it is nil, and
+	// ready is closed.
+	awaited map[*link]*site
+	ready   chan struct{}
+	begun   time.Time
 }
 
 var _ anycast.Session = (*session)(nil)
 
 // Send has a site send probes.
-func (s *session) Send(name string, b anycast.Batch) error {
+func (s *session) Send(name string, b anycast.Batch) error { return s.send(name, b, s.handler) }
+
+// send is Send, whose outcome h is told.
+func (s *session) send(name string, b anycast.Batch, h anycast.Handler) error {
 	n := b.Len()
 	for _, column := range []int{len(b.Targets), len(b.TTLs), len(b.Flows), len(b.Numbers)} {
 		if column != 1 && column != n {
@@ -246,16 +321,16 @@ func (s *session) Send(name string, b anycast.Batch) error {
 	if order.Targets, err = column(b.Targets); err != nil {
 		return err
 	}
-	if !site.send(order, &pendingBatch{session: s, id: b.ID, count: n, stamps: b.Stamps, rate: b.Rate}) {
+	if !site.send(order, &pendingBatch{session: s, handler: h, id: b.ID, count: n, stamps: b.Stamps, rate: b.Rate}) {
 		return fmt.Errorf("%s: %w", name, anycast.ErrNoSite)
 	}
-	s.announce()
 	return nil
 }
 
 var (
 	errColumns  = errors.New("targets, hop limits, flows and numbers must each be one, or one for each probe")
 	errVersions = errors.New("targets of both IP versions in a batch")
+	errNumbers  = errors.New("more numbers than the session was opened with")
 )
 
 func widen[T uint8 | uint16](vs []T) []uint32 {
@@ -307,7 +382,10 @@ func (s *session) end() bool {
 	defer f.mu.Unlock()
 	delete(f.sessions, s.id)
 	delete(f.owners, s.codec)
-	f.noteAllLocked(&measurepb.ToAgent{Order: &measurepb.ToAgent_Close{Close: &measurepb.Close{Session: s.id}}})
+	m := &measurepb.ToAgent{Order: &measurepb.ToAgent_Close{Close: &measurepb.Close{Session: s.id}}}
+	for _, site := range f.sites {
+		site.tell(m)
+	}
 	return true
 }
 

@@ -83,6 +83,7 @@ func (c *Controller) attach(stream measurepb.Fleet_AttachServer) error {
 	if a.site.detach(a.link, now) {
 		c.log.Info("agent lost", "agent", a.site.name, "error", a.link.cause)
 	}
+	c.fleet.unawait(a.link)
 	return statusOf(a.link.cause)
 }
 
@@ -171,10 +172,7 @@ func (f *fleet) attach(l *link, info anycast.Site, secure bool, incarnation uint
 	if s.link != nil {
 		s.link.stop(errReplaced)
 	}
-	firstPort, ports := f.ports.blocks.Ports()
-	welcome := &measurepb.Welcome{
-		Controller: controller, Acknowledged: s.lastSeq, FirstPort: uint32(firstPort), Ports: uint32(ports),
-	}
+	welcome := &measurepb.Welcome{Controller: controller, Acknowledged: s.lastSeq}
 	held := make(map[uint32]bool, len(has))
 	for _, id := range has {
 		held[id] = true
@@ -182,13 +180,18 @@ func (f *fleet) attach(l *link, info anycast.Site, secure bool, incarnation uint
 	opens := make([]*measurepb.ToAgent, 1, len(f.sessions)+1)
 	for id, session := range f.sessions {
 		welcome.Sessions = append(welcome.Sessions, id)
-		if !held[id] {
-			opens = append(opens, session.open)
+		if held[id] {
+			continue
+		}
+		opens = append(opens, session.open)
+		if session.awaited != nil {
+			session.awaited[l] = s
 		}
 	}
 	opens[0] = &measurepb.ToAgent{Order: &measurepb.ToAgent_Welcome{Welcome: welcome}}
 	l.native.push(len(opens)+len(welcome.GetSessions())/16, opens...) // more sessions than maxOrders there cannot be
 	s.info, s.link = info, l
+	s.late.Store(false)
 	s.mu.Unlock()
 	f.mu.Unlock()
 
@@ -291,6 +294,8 @@ func (a *attachment) handle(m *measurepb.FromAgent, d *delivery) {
 			a.controller.fleet.answers(a.site, e.Answers, d)
 		}
 		a.safe(e.Answers.GetSeq())
+	case *measurepb.FromAgent_Opened:
+		a.controller.fleet.opened(a.site, a.link, e.Opened.GetSessions())
 	case *measurepb.FromAgent_Stats:
 		a.site.mu.Lock()
 		a.site.stats = e.Stats
@@ -342,7 +347,7 @@ func (f *fleet) sent(s *site, r *measurepb.SentReport) {
 	} else if sent.Count < p.count {
 		sent.Err = fmt.Errorf("%s: %d of %d probes were sent", s.name, sent.Count, p.count)
 	}
-	p.session.handler.HandleSent(sent)
+	p.handler.HandleSent(sent)
 }
 
 // answers hands on packets that came home at a site.

@@ -28,7 +28,9 @@ type site struct {
 	incarnation uint64
 	displaced   []uint64 // other processes that the name was taken from
 
-	clock                   clock
+	clock clock
+	// late is set while the site has not said for long that it listens for a session: new ones do not wait for it.
+	late                    atomic.Bool
 	answers, forged, probes atomic.Uint64
 
 	mu        sync.Mutex
@@ -61,6 +63,7 @@ func (l *link) stop(cause error) {
 // pendingBatch is probes that a site has not reported on.
 type pendingBatch struct {
 	session  *session
+	handler  anycast.Handler
 	id       uint64 // the caller's
 	count    int
 	stamps   bool
@@ -71,7 +74,7 @@ type pendingBatch struct {
 
 // fail tells the program that a batch is lost.
 func (p *pendingBatch) fail(site string, err error) {
-	p.session.handler.HandleSent(anycast.Sent{Site: site, Batch: p.id, Err: err})
+	p.handler.HandleSent(anycast.Sent{Site: site, Batch: p.id, Err: err})
 }
 
 // describe is false while the site is lost.
@@ -97,21 +100,26 @@ func (s *site) source(want netip.Addr, is4 bool) (netip.Addr, error) {
 	return netip.Addr{}, anycast.ErrNoSource
 }
 
-// note queues a message for a native agent, to be sent with the next order; a lost one gets it not, and need not.
-func (s *site) note(weight int, m *measurepb.ToAgent) {
+// tell sends a message to a native agent; a lost one gets it not, and need not.
+func (s *site) tell(m *measurepb.ToAgent) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.link != nil && !s.link.native.add(weight, m) {
+	s.tellLocked(m)
+}
+
+func (s *site) tellLocked(m *measurepb.ToAgent) {
+	if s.native && s.link != nil && !s.link.native.push(2, m) {
 		s.link.stop(errSlowLink)
 	}
 }
 
-// nudge has the messages sent that wait for an order.
-func (s *site) nudge() {
+// begin has a native agent open a session, which then waits for that. The caller holds fleet.mu.
+func (s *site) begin(session *session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.link != nil {
-		s.link.native.nudge()
+	s.tellLocked(session.open)
+	if s.native && s.link != nil && !s.late.Load() {
+		session.awaited[s.link] = s
 	}
 }
 

@@ -78,7 +78,7 @@ func (c *Controller) classicTraceroute(ctx context.Context, cmd volta.Command, t
 		return nil, err
 	}
 	if cmd.Probes() > 0 {
-		session, err := f.openClassic(first, uint16(cmd.Probes()), target, func(site string, packet []byte, at volta.Time) {
+		session, err := f.openClassic(ctx, first, uint16(cmd.Probes()), target, func(site string, packet []byte, at volta.Time) {
 			trace.HandleReply(volta.Reply{Packet: packet, Time: at}, site)
 		})
 		if err != nil {

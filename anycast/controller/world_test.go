@@ -210,6 +210,8 @@ type fakeAgent struct {
 	world  *world
 	name   string
 	offset time.Duration // of its clock
+	// deaf keeps it from telling that it has opened sessions.
+	deaf bool
 	// mute keeps the answers and reports of the site from being sent; onSend sees every order.
 	mute   bool
 	onSend func(*measurepb.Send)
@@ -336,6 +338,9 @@ func (a *fakeAgent) serve(stream measurepb.Fleet_AttachClient) error {
 			}
 			a.mu.Lock()
 			a.sessions[p.GetSession()] = codec
+			if !a.deaf {
+				stream.Send(&measurepb.FromAgent{Event: &measurepb.FromAgent_Opened{Opened: &measurepb.Opened{Sessions: []uint32{p.GetSession()}}}})
+			}
 			a.mu.Unlock()
 		case *measurepb.ToAgent_Close:
 			a.mu.Lock()

@@ -359,6 +359,7 @@ type FromAgent struct {
 	//	*FromAgent_Sent
 	//	*FromAgent_Answers
 	//	*FromAgent_Stats
+	//	*FromAgent_Opened
 	Event         isFromAgent_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -446,6 +447,15 @@ func (x *FromAgent) GetStats() *AgentStats {
 	return nil
 }
 
+func (x *FromAgent) GetOpened() *Opened {
+	if x != nil {
+		if x, ok := x.Event.(*FromAgent_Opened); ok {
+			return x.Opened
+		}
+	}
+	return nil
+}
+
 type isFromAgent_Event interface {
 	isFromAgent_Event()
 }
@@ -470,6 +480,10 @@ type FromAgent_Stats struct {
 	Stats *AgentStats `protobuf:"bytes,5,opt,name=stats,proto3,oneof"`
 }
 
+type FromAgent_Opened struct {
+	Opened *Opened `protobuf:"bytes,6,opt,name=opened,proto3,oneof"`
+}
+
 func (*FromAgent_Hello) isFromAgent_Event() {}
 
 func (*FromAgent_Pong) isFromAgent_Event() {}
@@ -479,6 +493,8 @@ func (*FromAgent_Sent) isFromAgent_Event() {}
 func (*FromAgent_Answers) isFromAgent_Event() {}
 
 func (*FromAgent_Stats) isFromAgent_Event() {}
+
+func (*FromAgent_Opened) isFromAgent_Event() {}
 
 type ToAgent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -736,12 +752,8 @@ type Welcome struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	Controller string                 `protobuf:"bytes,1,opt,name=controller,proto3" json:"controller,omitempty"`
 	// The highest sequence number of this incarnation that the controller has.
-	Acknowledged uint64   `protobuf:"varint,2,opt,name=acknowledged,proto3" json:"acknowledged,omitempty"`
-	Sessions     []uint32 `protobuf:"varint,3,rep,packed,name=sessions,proto3" json:"sessions,omitempty"`
-	// The ports that this controller's probes may have, so that a site can keep what comes home before the
-	// session that it is of has been opened there.
-	FirstPort     uint32 `protobuf:"varint,4,opt,name=first_port,json=firstPort,proto3" json:"first_port,omitempty"`
-	Ports         uint32 `protobuf:"varint,5,opt,name=ports,proto3" json:"ports,omitempty"`
+	Acknowledged  uint64   `protobuf:"varint,2,opt,name=acknowledged,proto3" json:"acknowledged,omitempty"`
+	Sessions      []uint32 `protobuf:"varint,3,rep,packed,name=sessions,proto3" json:"sessions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -795,20 +807,6 @@ func (x *Welcome) GetSessions() []uint32 {
 		return x.Sessions
 	}
 	return nil
-}
-
-func (x *Welcome) GetFirstPort() uint32 {
-	if x != nil {
-		return x.FirstPort
-	}
-	return 0
-}
-
-func (x *Welcome) GetPorts() uint32 {
-	if x != nil {
-		return x.Ports
-	}
-	return 0
 }
 
 // Ping and Pong are an NTP-style exchange: t0 and t3 by the controller's clock, t1 and t2 by the agent's.
@@ -932,7 +930,7 @@ func (x *Pong) GetT2() int64 {
 	return 0
 }
 
-// Open makes the agent recognise the answers of a session.
+// Open makes the agent recognise the answers of a session. It says so with Opened.
 type Open struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Session   uint32                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
@@ -1058,6 +1056,52 @@ func (x *Open) GetClassic() bool {
 	return false
 }
 
+// Opened tells that answers to the probes of these sessions pass the agent's filter from now on. A controller waits for that
+// before it has any site send some: an answer may come home sooner than an Open.
+type Opened struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sessions      []uint32               `protobuf:"varint,1,rep,packed,name=sessions,proto3" json:"sessions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Opened) Reset() {
+	*x = Opened{}
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Opened) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Opened) ProtoMessage() {}
+
+func (x *Opened) ProtoReflect() protoreflect.Message {
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Opened.ProtoReflect.Descriptor instead.
+func (*Opened) Descriptor() ([]byte, []int) {
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Opened) GetSessions() []uint32 {
+	if x != nil {
+		return x.Sessions
+	}
+	return nil
+}
+
 type Close struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Session uint32                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
@@ -1069,7 +1113,7 @@ type Close struct {
 
 func (x *Close) Reset() {
 	*x = Close{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[9]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1081,7 +1125,7 @@ func (x *Close) String() string {
 func (*Close) ProtoMessage() {}
 
 func (x *Close) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[9]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1094,7 +1138,7 @@ func (x *Close) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Close.ProtoReflect.Descriptor instead.
 func (*Close) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{9}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Close) GetSession() uint32 {
@@ -1132,7 +1176,7 @@ type Send struct {
 
 func (x *Send) Reset() {
 	*x = Send{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[10]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1144,7 +1188,7 @@ func (x *Send) String() string {
 func (*Send) ProtoMessage() {}
 
 func (x *Send) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[10]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1157,7 +1201,7 @@ func (x *Send) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Send.ProtoReflect.Descriptor instead.
 func (*Send) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{10}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Send) GetSession() uint32 {
@@ -1248,7 +1292,7 @@ type SentReport struct {
 
 func (x *SentReport) Reset() {
 	*x = SentReport{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[11]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1260,7 +1304,7 @@ func (x *SentReport) String() string {
 func (*SentReport) ProtoMessage() {}
 
 func (x *SentReport) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[11]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1273,7 +1317,7 @@ func (x *SentReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SentReport.ProtoReflect.Descriptor instead.
 func (*SentReport) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{11}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SentReport) GetSeq() uint64 {
@@ -1340,7 +1384,7 @@ type Answers struct {
 
 func (x *Answers) Reset() {
 	*x = Answers{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[12]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1352,7 +1396,7 @@ func (x *Answers) String() string {
 func (*Answers) ProtoMessage() {}
 
 func (x *Answers) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[12]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1365,7 +1409,7 @@ func (x *Answers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answers.ProtoReflect.Descriptor instead.
 func (*Answers) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{12}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Answers) GetSeq() uint64 {
@@ -1406,7 +1450,7 @@ type Acknowledge struct {
 
 func (x *Acknowledge) Reset() {
 	*x = Acknowledge{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[13]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1418,7 +1462,7 @@ func (x *Acknowledge) String() string {
 func (*Acknowledge) ProtoMessage() {}
 
 func (x *Acknowledge) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[13]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1431,7 +1475,7 @@ func (x *Acknowledge) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Acknowledge.ProtoReflect.Descriptor instead.
 func (*Acknowledge) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{13}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Acknowledge) GetSeq() uint64 {
@@ -1457,7 +1501,7 @@ type AgentStats struct {
 
 func (x *AgentStats) Reset() {
 	*x = AgentStats{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[14]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1469,7 +1513,7 @@ func (x *AgentStats) String() string {
 func (*AgentStats) ProtoMessage() {}
 
 func (x *AgentStats) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[14]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1482,7 +1526,7 @@ func (x *AgentStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentStats.ProtoReflect.Descriptor instead.
 func (*AgentStats) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{14}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *AgentStats) GetSent() uint64 {
@@ -1543,7 +1587,7 @@ type StartRequest struct {
 
 func (x *StartRequest) Reset() {
 	*x = StartRequest{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[15]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1555,7 +1599,7 @@ func (x *StartRequest) String() string {
 func (*StartRequest) ProtoMessage() {}
 
 func (x *StartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[15]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1568,7 +1612,7 @@ func (x *StartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRequest.ProtoReflect.Descriptor instead.
 func (*StartRequest) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{15}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *StartRequest) GetDefinition() *Definition {
@@ -1642,7 +1686,7 @@ type Definition struct {
 
 func (x *Definition) Reset() {
 	*x = Definition{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[16]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1654,7 +1698,7 @@ func (x *Definition) String() string {
 func (*Definition) ProtoMessage() {}
 
 func (x *Definition) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[16]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1667,7 +1711,7 @@ func (x *Definition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Definition.ProtoReflect.Descriptor instead.
 func (*Definition) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{16}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Definition) GetName() string {
@@ -1901,7 +1945,7 @@ type Pace struct {
 
 func (x *Pace) Reset() {
 	*x = Pace{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[17]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1913,7 +1957,7 @@ func (x *Pace) String() string {
 func (*Pace) ProtoMessage() {}
 
 func (x *Pace) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[17]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1926,7 +1970,7 @@ func (x *Pace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pace.ProtoReflect.Descriptor instead.
 func (*Pace) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{17}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Pace) GetRate() float64 {
@@ -1961,7 +2005,7 @@ type Schedule struct {
 
 func (x *Schedule) Reset() {
 	*x = Schedule{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[18]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1973,7 +2017,7 @@ func (x *Schedule) String() string {
 func (*Schedule) ProtoMessage() {}
 
 func (x *Schedule) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[18]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1986,7 +2030,7 @@ func (x *Schedule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Schedule.ProtoReflect.Descriptor instead.
 func (*Schedule) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{18}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Schedule) GetEvery() int64 {
@@ -2021,7 +2065,7 @@ type Weight struct {
 
 func (x *Weight) Reset() {
 	*x = Weight{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[19]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2033,7 +2077,7 @@ func (x *Weight) String() string {
 func (*Weight) ProtoMessage() {}
 
 func (x *Weight) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[19]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2046,7 +2090,7 @@ func (x *Weight) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Weight.ProtoReflect.Descriptor instead.
 func (*Weight) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{19}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Weight) GetNetwork() []byte {
@@ -2080,7 +2124,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[20]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2092,7 +2136,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[20]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2105,7 +2149,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{20}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Network) GetAddress() []byte {
@@ -2135,7 +2179,7 @@ type Trace struct {
 
 func (x *Trace) Reset() {
 	*x = Trace{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[21]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2147,7 +2191,7 @@ func (x *Trace) String() string {
 func (*Trace) ProtoMessage() {}
 
 func (x *Trace) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[21]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2160,7 +2204,7 @@ func (x *Trace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Trace.ProtoReflect.Descriptor instead.
 func (*Trace) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{21}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Trace) GetMethod() Method {
@@ -2206,7 +2250,7 @@ type Catchment struct {
 
 func (x *Catchment) Reset() {
 	*x = Catchment{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[22]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2218,7 +2262,7 @@ func (x *Catchment) String() string {
 func (*Catchment) ProtoMessage() {}
 
 func (x *Catchment) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[22]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2231,7 +2275,7 @@ func (x *Catchment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Catchment.ProtoReflect.Descriptor instead.
 func (*Catchment) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{22}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{23}
 }
 
 type Latency struct {
@@ -2242,7 +2286,7 @@ type Latency struct {
 
 func (x *Latency) Reset() {
 	*x = Latency{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[23]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2254,7 +2298,7 @@ func (x *Latency) String() string {
 func (*Latency) ProtoMessage() {}
 
 func (x *Latency) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[23]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2267,7 +2311,7 @@ func (x *Latency) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Latency.ProtoReflect.Descriptor instead.
 func (*Latency) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{23}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{24}
 }
 
 type Flipping struct {
@@ -2283,7 +2327,7 @@ type Flipping struct {
 
 func (x *Flipping) Reset() {
 	*x = Flipping{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[24]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2295,7 +2339,7 @@ func (x *Flipping) String() string {
 func (*Flipping) ProtoMessage() {}
 
 func (x *Flipping) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[24]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2308,7 +2352,7 @@ func (x *Flipping) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flipping.ProtoReflect.Descriptor instead.
 func (*Flipping) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{24}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Flipping) GetFlows() int32 {
@@ -2357,7 +2401,7 @@ type Watch struct {
 
 func (x *Watch) Reset() {
 	*x = Watch{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[25]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2369,7 +2413,7 @@ func (x *Watch) String() string {
 func (*Watch) ProtoMessage() {}
 
 func (x *Watch) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[25]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2382,7 +2426,7 @@ func (x *Watch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Watch.ProtoReflect.Descriptor instead.
 func (*Watch) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{25}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Watch) GetInterval() int64 {
@@ -2415,7 +2459,7 @@ type Volta struct {
 
 func (x *Volta) Reset() {
 	*x = Volta{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[26]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2427,7 +2471,7 @@ func (x *Volta) String() string {
 func (*Volta) ProtoMessage() {}
 
 func (x *Volta) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[26]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2440,7 +2484,7 @@ func (x *Volta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volta.ProtoReflect.Descriptor instead.
 func (*Volta) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{26}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Volta) GetCommand() string {
@@ -2459,7 +2503,7 @@ type FollowRequest struct {
 
 func (x *FollowRequest) Reset() {
 	*x = FollowRequest{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[27]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2471,7 +2515,7 @@ func (x *FollowRequest) String() string {
 func (*FollowRequest) ProtoMessage() {}
 
 func (x *FollowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[27]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2484,7 +2528,7 @@ func (x *FollowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowRequest.ProtoReflect.Descriptor instead.
 func (*FollowRequest) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{27}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *FollowRequest) GetId() string {
@@ -2503,7 +2547,7 @@ type CancelRequest struct {
 
 func (x *CancelRequest) Reset() {
 	*x = CancelRequest{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[28]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2515,7 +2559,7 @@ func (x *CancelRequest) String() string {
 func (*CancelRequest) ProtoMessage() {}
 
 func (x *CancelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[28]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2528,7 +2572,7 @@ func (x *CancelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRequest.ProtoReflect.Descriptor instead.
 func (*CancelRequest) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{28}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *CancelRequest) GetId() string {
@@ -2546,7 +2590,7 @@ type CancelResponse struct {
 
 func (x *CancelResponse) Reset() {
 	*x = CancelResponse{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[29]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2558,7 +2602,7 @@ func (x *CancelResponse) String() string {
 func (*CancelResponse) ProtoMessage() {}
 
 func (x *CancelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[29]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2571,7 +2615,7 @@ func (x *CancelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelResponse.ProtoReflect.Descriptor instead.
 func (*CancelResponse) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{29}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{30}
 }
 
 type DeleteRequest struct {
@@ -2583,7 +2627,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[30]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2595,7 +2639,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[30]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2608,7 +2652,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{30}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *DeleteRequest) GetId() string {
@@ -2626,7 +2670,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[31]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2638,7 +2682,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[31]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2651,7 +2695,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{31}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{32}
 }
 
 type ListRequest struct {
@@ -2672,7 +2716,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[32]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2684,7 +2728,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[32]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2697,7 +2741,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{32}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListRequest) GetId() string {
@@ -2772,7 +2816,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[33]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2784,7 +2828,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[33]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2797,7 +2841,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{33}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListResponse) GetMeasurements() []*Measurement {
@@ -2825,7 +2869,7 @@ type Measurement struct {
 
 func (x *Measurement) Reset() {
 	*x = Measurement{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[34]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2837,7 +2881,7 @@ func (x *Measurement) String() string {
 func (*Measurement) ProtoMessage() {}
 
 func (x *Measurement) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[34]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2850,7 +2894,7 @@ func (x *Measurement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Measurement.ProtoReflect.Descriptor instead.
 func (*Measurement) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{34}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Measurement) GetId() string {
@@ -2931,7 +2975,7 @@ type SitesRequest struct {
 
 func (x *SitesRequest) Reset() {
 	*x = SitesRequest{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[35]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2943,7 +2987,7 @@ func (x *SitesRequest) String() string {
 func (*SitesRequest) ProtoMessage() {}
 
 func (x *SitesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[35]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2956,7 +3000,7 @@ func (x *SitesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SitesRequest.ProtoReflect.Descriptor instead.
 func (*SitesRequest) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{35}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{36}
 }
 
 type SitesResponse struct {
@@ -2968,7 +3012,7 @@ type SitesResponse struct {
 
 func (x *SitesResponse) Reset() {
 	*x = SitesResponse{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[36]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2980,7 +3024,7 @@ func (x *SitesResponse) String() string {
 func (*SitesResponse) ProtoMessage() {}
 
 func (x *SitesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[36]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2993,7 +3037,7 @@ func (x *SitesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SitesResponse.ProtoReflect.Descriptor instead.
 func (*SitesResponse) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{36}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *SitesResponse) GetSites() []*Site {
@@ -3020,7 +3064,7 @@ type Site struct {
 
 func (x *Site) Reset() {
 	*x = Site{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[37]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3032,7 +3076,7 @@ func (x *Site) String() string {
 func (*Site) ProtoMessage() {}
 
 func (x *Site) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[37]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3045,7 +3089,7 @@ func (x *Site) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Site.ProtoReflect.Descriptor instead.
 func (*Site) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{37}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Site) GetName() string {
@@ -3126,7 +3170,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[38]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3138,7 +3182,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[38]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3151,7 +3195,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{38}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Event) GetEvent() isEvent_Event {
@@ -3222,7 +3266,7 @@ type Found struct {
 
 func (x *Found) Reset() {
 	*x = Found{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[39]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3234,7 +3278,7 @@ func (x *Found) String() string {
 func (*Found) ProtoMessage() {}
 
 func (x *Found) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[39]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3247,7 +3291,7 @@ func (x *Found) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Found.ProtoReflect.Descriptor instead.
 func (*Found) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{39}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Found) GetMeasurement() string {
@@ -3277,7 +3321,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[40]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3289,7 +3333,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[40]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3302,7 +3346,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{40}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Progress) GetDone() int64 {
@@ -3360,7 +3404,7 @@ type Result struct {
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[41]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3372,7 +3416,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[41]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3385,7 +3429,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{41}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Result) GetResult() isResult_Result {
@@ -3563,7 +3607,7 @@ type TraceResult struct {
 
 func (x *TraceResult) Reset() {
 	*x = TraceResult{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[42]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3575,7 +3619,7 @@ func (x *TraceResult) String() string {
 func (*TraceResult) ProtoMessage() {}
 
 func (x *TraceResult) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[42]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3588,7 +3632,7 @@ func (x *TraceResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceResult.ProtoReflect.Descriptor instead.
 func (*TraceResult) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{42}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *TraceResult) GetSite() string {
@@ -3765,7 +3809,7 @@ type Reply struct {
 
 func (x *Reply) Reset() {
 	*x = Reply{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[43]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3777,7 +3821,7 @@ func (x *Reply) String() string {
 func (*Reply) ProtoMessage() {}
 
 func (x *Reply) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[43]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3790,7 +3834,7 @@ func (x *Reply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reply.ProtoReflect.Descriptor instead.
 func (*Reply) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{43}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Reply) GetTtl() uint32 {
@@ -3938,7 +3982,7 @@ type Label struct {
 
 func (x *Label) Reset() {
 	*x = Label{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[44]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3950,7 +3994,7 @@ func (x *Label) String() string {
 func (*Label) ProtoMessage() {}
 
 func (x *Label) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[44]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3963,7 +4007,7 @@ func (x *Label) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Label.ProtoReflect.Descriptor instead.
 func (*Label) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{44}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Label) GetLabel() uint32 {
@@ -4007,7 +4051,7 @@ type Link struct {
 
 func (x *Link) Reset() {
 	*x = Link{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[45]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4019,7 +4063,7 @@ func (x *Link) String() string {
 func (*Link) ProtoMessage() {}
 
 func (x *Link) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[45]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4032,7 +4076,7 @@ func (x *Link) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Link.ProtoReflect.Descriptor instead.
 func (*Link) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{45}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Link) GetTtl() int32 {
@@ -4092,7 +4136,7 @@ type Catch struct {
 
 func (x *Catch) Reset() {
 	*x = Catch{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[46]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4104,7 +4148,7 @@ func (x *Catch) String() string {
 func (*Catch) ProtoMessage() {}
 
 func (x *Catch) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[46]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4117,7 +4161,7 @@ func (x *Catch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Catch.ProtoReflect.Descriptor instead.
 func (*Catch) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{46}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Catch) GetTarget() []byte {
@@ -4228,7 +4272,7 @@ type SiteRTT struct {
 
 func (x *SiteRTT) Reset() {
 	*x = SiteRTT{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[47]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4240,7 +4284,7 @@ func (x *SiteRTT) String() string {
 func (*SiteRTT) ProtoMessage() {}
 
 func (x *SiteRTT) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[47]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4253,7 +4297,7 @@ func (x *SiteRTT) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SiteRTT.ProtoReflect.Descriptor instead.
 func (*SiteRTT) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{47}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *SiteRTT) GetSite() string {
@@ -4285,7 +4329,7 @@ type LatencyResult struct {
 
 func (x *LatencyResult) Reset() {
 	*x = LatencyResult{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[48]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4297,7 +4341,7 @@ func (x *LatencyResult) String() string {
 func (*LatencyResult) ProtoMessage() {}
 
 func (x *LatencyResult) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[48]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4310,7 +4354,7 @@ func (x *LatencyResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LatencyResult.ProtoReflect.Descriptor instead.
 func (*LatencyResult) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{48}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *LatencyResult) GetTarget() []byte {
@@ -4378,7 +4422,7 @@ type FlipResult struct {
 
 func (x *FlipResult) Reset() {
 	*x = FlipResult{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[49]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4390,7 +4434,7 @@ func (x *FlipResult) String() string {
 func (*FlipResult) ProtoMessage() {}
 
 func (x *FlipResult) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[49]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4403,7 +4447,7 @@ func (x *FlipResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlipResult.ProtoReflect.Descriptor instead.
 func (*FlipResult) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{49}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *FlipResult) GetTarget() []byte {
@@ -4474,7 +4518,7 @@ type Parting struct {
 
 func (x *Parting) Reset() {
 	*x = Parting{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[50]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4486,7 +4530,7 @@ func (x *Parting) String() string {
 func (*Parting) ProtoMessage() {}
 
 func (x *Parting) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[50]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4499,7 +4543,7 @@ func (x *Parting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Parting.ProtoReflect.Descriptor instead.
 func (*Parting) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{50}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Parting) GetTtl() int32 {
@@ -4543,7 +4587,7 @@ type Move struct {
 
 func (x *Move) Reset() {
 	*x = Move{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[51]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4555,7 +4599,7 @@ func (x *Move) String() string {
 func (*Move) ProtoMessage() {}
 
 func (x *Move) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[51]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4568,7 +4612,7 @@ func (x *Move) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Move.ProtoReflect.Descriptor instead.
 func (*Move) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{51}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Move) GetTarget() []byte {
@@ -4618,7 +4662,7 @@ type WatchResult struct {
 
 func (x *WatchResult) Reset() {
 	*x = WatchResult{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[52]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4630,7 +4674,7 @@ func (x *WatchResult) String() string {
 func (*WatchResult) ProtoMessage() {}
 
 func (x *WatchResult) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[52]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4643,7 +4687,7 @@ func (x *WatchResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResult.ProtoReflect.Descriptor instead.
 func (*WatchResult) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{52}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *WatchResult) GetTime() int64 {
@@ -4696,7 +4740,7 @@ type Summary struct {
 
 func (x *Summary) Reset() {
 	*x = Summary{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[53]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4708,7 +4752,7 @@ func (x *Summary) String() string {
 func (*Summary) ProtoMessage() {}
 
 func (x *Summary) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[53]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4721,7 +4765,7 @@ func (x *Summary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Summary.ProtoReflect.Descriptor instead.
 func (*Summary) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{53}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Summary) GetTargets() int64 {
@@ -4835,7 +4879,7 @@ type Alarm struct {
 
 func (x *Alarm) Reset() {
 	*x = Alarm{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[54]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4847,7 +4891,7 @@ func (x *Alarm) String() string {
 func (*Alarm) ProtoMessage() {}
 
 func (x *Alarm) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[54]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4860,7 +4904,7 @@ func (x *Alarm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alarm.ProtoReflect.Descriptor instead.
 func (*Alarm) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{54}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Alarm) GetBefore() string {
@@ -4908,7 +4952,7 @@ type TextResult struct {
 
 func (x *TextResult) Reset() {
 	*x = TextResult{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[55]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4920,7 +4964,7 @@ func (x *TextResult) String() string {
 func (*TextResult) ProtoMessage() {}
 
 func (x *TextResult) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[55]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4933,7 +4977,7 @@ func (x *TextResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TextResult.ProtoReflect.Descriptor instead.
 func (*TextResult) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{55}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *TextResult) GetCode() int32 {
@@ -4958,13 +5002,14 @@ const file_anycast_measurepb_measure_proto_rawDesc = "" +
 	"\rEnrollRequest\x12\x18\n" +
 	"\arequest\x18\x01 \x01(\fR\arequest\",\n" +
 	"\x0eEnrollResponse\x12\x1a\n" +
-	"\bresponse\x18\x01 \x01(\fR\bresponse\"\x99\x02\n" +
+	"\bresponse\x18\x01 \x01(\fR\bresponse\"\xce\x02\n" +
 	"\tFromAgent\x120\n" +
 	"\x05hello\x18\x01 \x01(\v2\x18.fathom.measure.v1.HelloH\x00R\x05hello\x12-\n" +
 	"\x04pong\x18\x02 \x01(\v2\x17.fathom.measure.v1.PongH\x00R\x04pong\x123\n" +
 	"\x04sent\x18\x03 \x01(\v2\x1d.fathom.measure.v1.SentReportH\x00R\x04sent\x126\n" +
 	"\aanswers\x18\x04 \x01(\v2\x1a.fathom.measure.v1.AnswersH\x00R\aanswers\x125\n" +
-	"\x05stats\x18\x05 \x01(\v2\x1d.fathom.measure.v1.AgentStatsH\x00R\x05statsB\a\n" +
+	"\x05stats\x18\x05 \x01(\v2\x1d.fathom.measure.v1.AgentStatsH\x00R\x05stats\x123\n" +
+	"\x06opened\x18\x06 \x01(\v2\x19.fathom.measure.v1.OpenedH\x00R\x06openedB\a\n" +
 	"\x05event\"\xcd\x02\n" +
 	"\aToAgent\x126\n" +
 	"\awelcome\x18\x01 \x01(\v2\x1a.fathom.measure.v1.WelcomeH\x00R\awelcome\x12-\n" +
@@ -4982,16 +5027,13 @@ const file_anycast_measurepb_measure_proto_rawDesc = "" +
 	"\aunicast\x18\x05 \x03(\fR\aunicast\x12\x12\n" +
 	"\x04rate\x18\x06 \x01(\x01R\x04rate\x12\x1a\n" +
 	"\bsessions\x18\a \x03(\rR\bsessions\x12\x18\n" +
-	"\amissing\x18\b \x03(\tR\amissing\"\x9e\x01\n" +
+	"\amissing\x18\b \x03(\tR\amissing\"i\n" +
 	"\aWelcome\x12\x1e\n" +
 	"\n" +
 	"controller\x18\x01 \x01(\tR\n" +
 	"controller\x12\"\n" +
 	"\facknowledged\x18\x02 \x01(\x04R\facknowledged\x12\x1a\n" +
-	"\bsessions\x18\x03 \x03(\rR\bsessions\x12\x1d\n" +
-	"\n" +
-	"first_port\x18\x04 \x01(\rR\tfirstPort\x12\x14\n" +
-	"\x05ports\x18\x05 \x01(\rR\x05ports\"&\n" +
+	"\bsessions\x18\x03 \x03(\rR\bsessions\"&\n" +
 	"\x04Ping\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x0e\n" +
 	"\x02t0\x18\x02 \x01(\x03R\x02t0\"F\n" +
@@ -5013,7 +5055,9 @@ const file_anycast_measurepb_measure_proto_rawDesc = "" +
 	"\x04note\x18\t \x01(\tR\x04note\x12\x14\n" +
 	"\x05query\x18\n" +
 	" \x01(\tR\x05query\x12\x18\n" +
-	"\aclassic\x18\v \x01(\bR\aclassic\"9\n" +
+	"\aclassic\x18\v \x01(\bR\aclassic\"$\n" +
+	"\x06Opened\x12\x1a\n" +
+	"\bsessions\x18\x01 \x03(\rR\bsessions\"9\n" +
 	"\x05Close\x12\x18\n" +
 	"\asession\x18\x01 \x01(\rR\asession\x12\x16\n" +
 	"\x06linger\x18\x02 \x01(\x03R\x06linger\"\xec\x01\n" +
@@ -5424,7 +5468,7 @@ func file_anycast_measurepb_measure_proto_rawDescGZIP() []byte {
 }
 
 var file_anycast_measurepb_measure_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_anycast_measurepb_measure_proto_msgTypes = make([]protoimpl.MessageInfo, 61)
+var file_anycast_measurepb_measure_proto_msgTypes = make([]protoimpl.MessageInfo, 62)
 var file_anycast_measurepb_measure_proto_goTypes = []any{
 	(Protocol)(0),          // 0: fathom.measure.v1.Protocol
 	(Method)(0),            // 1: fathom.measure.v1.Method
@@ -5439,143 +5483,145 @@ var file_anycast_measurepb_measure_proto_goTypes = []any{
 	(*Ping)(nil),           // 10: fathom.measure.v1.Ping
 	(*Pong)(nil),           // 11: fathom.measure.v1.Pong
 	(*Open)(nil),           // 12: fathom.measure.v1.Open
-	(*Close)(nil),          // 13: fathom.measure.v1.Close
-	(*Send)(nil),           // 14: fathom.measure.v1.Send
-	(*SentReport)(nil),     // 15: fathom.measure.v1.SentReport
-	(*Answers)(nil),        // 16: fathom.measure.v1.Answers
-	(*Acknowledge)(nil),    // 17: fathom.measure.v1.Acknowledge
-	(*AgentStats)(nil),     // 18: fathom.measure.v1.AgentStats
-	(*StartRequest)(nil),   // 19: fathom.measure.v1.StartRequest
-	(*Definition)(nil),     // 20: fathom.measure.v1.Definition
-	(*Pace)(nil),           // 21: fathom.measure.v1.Pace
-	(*Schedule)(nil),       // 22: fathom.measure.v1.Schedule
-	(*Weight)(nil),         // 23: fathom.measure.v1.Weight
-	(*Network)(nil),        // 24: fathom.measure.v1.Network
-	(*Trace)(nil),          // 25: fathom.measure.v1.Trace
-	(*Catchment)(nil),      // 26: fathom.measure.v1.Catchment
-	(*Latency)(nil),        // 27: fathom.measure.v1.Latency
-	(*Flipping)(nil),       // 28: fathom.measure.v1.Flipping
-	(*Watch)(nil),          // 29: fathom.measure.v1.Watch
-	(*Volta)(nil),          // 30: fathom.measure.v1.Volta
-	(*FollowRequest)(nil),  // 31: fathom.measure.v1.FollowRequest
-	(*CancelRequest)(nil),  // 32: fathom.measure.v1.CancelRequest
-	(*CancelResponse)(nil), // 33: fathom.measure.v1.CancelResponse
-	(*DeleteRequest)(nil),  // 34: fathom.measure.v1.DeleteRequest
-	(*DeleteResponse)(nil), // 35: fathom.measure.v1.DeleteResponse
-	(*ListRequest)(nil),    // 36: fathom.measure.v1.ListRequest
-	(*ListResponse)(nil),   // 37: fathom.measure.v1.ListResponse
-	(*Measurement)(nil),    // 38: fathom.measure.v1.Measurement
-	(*SitesRequest)(nil),   // 39: fathom.measure.v1.SitesRequest
-	(*SitesResponse)(nil),  // 40: fathom.measure.v1.SitesResponse
-	(*Site)(nil),           // 41: fathom.measure.v1.Site
-	(*Event)(nil),          // 42: fathom.measure.v1.Event
-	(*Found)(nil),          // 43: fathom.measure.v1.Found
-	(*Progress)(nil),       // 44: fathom.measure.v1.Progress
-	(*Result)(nil),         // 45: fathom.measure.v1.Result
-	(*TraceResult)(nil),    // 46: fathom.measure.v1.TraceResult
-	(*Reply)(nil),          // 47: fathom.measure.v1.Reply
-	(*Label)(nil),          // 48: fathom.measure.v1.Label
-	(*Link)(nil),           // 49: fathom.measure.v1.Link
-	(*Catch)(nil),          // 50: fathom.measure.v1.Catch
-	(*SiteRTT)(nil),        // 51: fathom.measure.v1.SiteRTT
-	(*LatencyResult)(nil),  // 52: fathom.measure.v1.LatencyResult
-	(*FlipResult)(nil),     // 53: fathom.measure.v1.FlipResult
-	(*Parting)(nil),        // 54: fathom.measure.v1.Parting
-	(*Move)(nil),           // 55: fathom.measure.v1.Move
-	(*WatchResult)(nil),    // 56: fathom.measure.v1.WatchResult
-	(*Summary)(nil),        // 57: fathom.measure.v1.Summary
-	(*Alarm)(nil),          // 58: fathom.measure.v1.Alarm
-	(*TextResult)(nil),     // 59: fathom.measure.v1.TextResult
-	nil,                    // 60: fathom.measure.v1.FlipResult.SeenEntry
-	nil,                    // 61: fathom.measure.v1.WatchResult.SitesEntry
-	nil,                    // 62: fathom.measure.v1.Summary.SkippedEntry
-	nil,                    // 63: fathom.measure.v1.Summary.SitesEntry
-	nil,                    // 64: fathom.measure.v1.Summary.WeightEntry
+	(*Opened)(nil),         // 13: fathom.measure.v1.Opened
+	(*Close)(nil),          // 14: fathom.measure.v1.Close
+	(*Send)(nil),           // 15: fathom.measure.v1.Send
+	(*SentReport)(nil),     // 16: fathom.measure.v1.SentReport
+	(*Answers)(nil),        // 17: fathom.measure.v1.Answers
+	(*Acknowledge)(nil),    // 18: fathom.measure.v1.Acknowledge
+	(*AgentStats)(nil),     // 19: fathom.measure.v1.AgentStats
+	(*StartRequest)(nil),   // 20: fathom.measure.v1.StartRequest
+	(*Definition)(nil),     // 21: fathom.measure.v1.Definition
+	(*Pace)(nil),           // 22: fathom.measure.v1.Pace
+	(*Schedule)(nil),       // 23: fathom.measure.v1.Schedule
+	(*Weight)(nil),         // 24: fathom.measure.v1.Weight
+	(*Network)(nil),        // 25: fathom.measure.v1.Network
+	(*Trace)(nil),          // 26: fathom.measure.v1.Trace
+	(*Catchment)(nil),      // 27: fathom.measure.v1.Catchment
+	(*Latency)(nil),        // 28: fathom.measure.v1.Latency
+	(*Flipping)(nil),       // 29: fathom.measure.v1.Flipping
+	(*Watch)(nil),          // 30: fathom.measure.v1.Watch
+	(*Volta)(nil),          // 31: fathom.measure.v1.Volta
+	(*FollowRequest)(nil),  // 32: fathom.measure.v1.FollowRequest
+	(*CancelRequest)(nil),  // 33: fathom.measure.v1.CancelRequest
+	(*CancelResponse)(nil), // 34: fathom.measure.v1.CancelResponse
+	(*DeleteRequest)(nil),  // 35: fathom.measure.v1.DeleteRequest
+	(*DeleteResponse)(nil), // 36: fathom.measure.v1.DeleteResponse
+	(*ListRequest)(nil),    // 37: fathom.measure.v1.ListRequest
+	(*ListResponse)(nil),   // 38: fathom.measure.v1.ListResponse
+	(*Measurement)(nil),    // 39: fathom.measure.v1.Measurement
+	(*SitesRequest)(nil),   // 40: fathom.measure.v1.SitesRequest
+	(*SitesResponse)(nil),  // 41: fathom.measure.v1.SitesResponse
+	(*Site)(nil),           // 42: fathom.measure.v1.Site
+	(*Event)(nil),          // 43: fathom.measure.v1.Event
+	(*Found)(nil),          // 44: fathom.measure.v1.Found
+	(*Progress)(nil),       // 45: fathom.measure.v1.Progress
+	(*Result)(nil),         // 46: fathom.measure.v1.Result
+	(*TraceResult)(nil),    // 47: fathom.measure.v1.TraceResult
+	(*Reply)(nil),          // 48: fathom.measure.v1.Reply
+	(*Label)(nil),          // 49: fathom.measure.v1.Label
+	(*Link)(nil),           // 50: fathom.measure.v1.Link
+	(*Catch)(nil),          // 51: fathom.measure.v1.Catch
+	(*SiteRTT)(nil),        // 52: fathom.measure.v1.SiteRTT
+	(*LatencyResult)(nil),  // 53: fathom.measure.v1.LatencyResult
+	(*FlipResult)(nil),     // 54: fathom.measure.v1.FlipResult
+	(*Parting)(nil),        // 55: fathom.measure.v1.Parting
+	(*Move)(nil),           // 56: fathom.measure.v1.Move
+	(*WatchResult)(nil),    // 57: fathom.measure.v1.WatchResult
+	(*Summary)(nil),        // 58: fathom.measure.v1.Summary
+	(*Alarm)(nil),          // 59: fathom.measure.v1.Alarm
+	(*TextResult)(nil),     // 60: fathom.measure.v1.TextResult
+	nil,                    // 61: fathom.measure.v1.FlipResult.SeenEntry
+	nil,                    // 62: fathom.measure.v1.WatchResult.SitesEntry
+	nil,                    // 63: fathom.measure.v1.Summary.SkippedEntry
+	nil,                    // 64: fathom.measure.v1.Summary.SitesEntry
+	nil,                    // 65: fathom.measure.v1.Summary.WeightEntry
 }
 var file_anycast_measurepb_measure_proto_depIdxs = []int32{
 	8,  // 0: fathom.measure.v1.FromAgent.hello:type_name -> fathom.measure.v1.Hello
 	11, // 1: fathom.measure.v1.FromAgent.pong:type_name -> fathom.measure.v1.Pong
-	15, // 2: fathom.measure.v1.FromAgent.sent:type_name -> fathom.measure.v1.SentReport
-	16, // 3: fathom.measure.v1.FromAgent.answers:type_name -> fathom.measure.v1.Answers
-	18, // 4: fathom.measure.v1.FromAgent.stats:type_name -> fathom.measure.v1.AgentStats
-	9,  // 5: fathom.measure.v1.ToAgent.welcome:type_name -> fathom.measure.v1.Welcome
-	10, // 6: fathom.measure.v1.ToAgent.ping:type_name -> fathom.measure.v1.Ping
-	12, // 7: fathom.measure.v1.ToAgent.open:type_name -> fathom.measure.v1.Open
-	14, // 8: fathom.measure.v1.ToAgent.send:type_name -> fathom.measure.v1.Send
-	13, // 9: fathom.measure.v1.ToAgent.close:type_name -> fathom.measure.v1.Close
-	17, // 10: fathom.measure.v1.ToAgent.acknowledge:type_name -> fathom.measure.v1.Acknowledge
-	0,  // 11: fathom.measure.v1.Open.protocol:type_name -> fathom.measure.v1.Protocol
-	20, // 12: fathom.measure.v1.StartRequest.definition:type_name -> fathom.measure.v1.Definition
-	0,  // 13: fathom.measure.v1.Definition.protocol:type_name -> fathom.measure.v1.Protocol
-	21, // 14: fathom.measure.v1.Definition.pace:type_name -> fathom.measure.v1.Pace
-	22, // 15: fathom.measure.v1.Definition.schedule:type_name -> fathom.measure.v1.Schedule
-	23, // 16: fathom.measure.v1.Definition.weights:type_name -> fathom.measure.v1.Weight
-	24, // 17: fathom.measure.v1.Definition.opt_out:type_name -> fathom.measure.v1.Network
-	25, // 18: fathom.measure.v1.Definition.trace:type_name -> fathom.measure.v1.Trace
-	26, // 19: fathom.measure.v1.Definition.catchment:type_name -> fathom.measure.v1.Catchment
-	27, // 20: fathom.measure.v1.Definition.latency:type_name -> fathom.measure.v1.Latency
-	28, // 21: fathom.measure.v1.Definition.flipping:type_name -> fathom.measure.v1.Flipping
-	29, // 22: fathom.measure.v1.Definition.watch:type_name -> fathom.measure.v1.Watch
-	30, // 23: fathom.measure.v1.Definition.volta:type_name -> fathom.measure.v1.Volta
-	1,  // 24: fathom.measure.v1.Trace.method:type_name -> fathom.measure.v1.Method
-	0,  // 25: fathom.measure.v1.Flipping.protocols:type_name -> fathom.measure.v1.Protocol
-	38, // 26: fathom.measure.v1.ListResponse.measurements:type_name -> fathom.measure.v1.Measurement
-	20, // 27: fathom.measure.v1.Measurement.definition:type_name -> fathom.measure.v1.Definition
-	2,  // 28: fathom.measure.v1.Measurement.state:type_name -> fathom.measure.v1.State
-	44, // 29: fathom.measure.v1.Measurement.progress:type_name -> fathom.measure.v1.Progress
-	41, // 30: fathom.measure.v1.SitesResponse.sites:type_name -> fathom.measure.v1.Site
-	38, // 31: fathom.measure.v1.Event.measurement:type_name -> fathom.measure.v1.Measurement
-	44, // 32: fathom.measure.v1.Event.progress:type_name -> fathom.measure.v1.Progress
-	43, // 33: fathom.measure.v1.Event.found:type_name -> fathom.measure.v1.Found
-	45, // 34: fathom.measure.v1.Found.results:type_name -> fathom.measure.v1.Result
-	46, // 35: fathom.measure.v1.Result.trace:type_name -> fathom.measure.v1.TraceResult
-	50, // 36: fathom.measure.v1.Result.catch:type_name -> fathom.measure.v1.Catch
-	52, // 37: fathom.measure.v1.Result.latency:type_name -> fathom.measure.v1.LatencyResult
-	53, // 38: fathom.measure.v1.Result.flip:type_name -> fathom.measure.v1.FlipResult
-	55, // 39: fathom.measure.v1.Result.move:type_name -> fathom.measure.v1.Move
-	56, // 40: fathom.measure.v1.Result.watch:type_name -> fathom.measure.v1.WatchResult
-	57, // 41: fathom.measure.v1.Result.summary:type_name -> fathom.measure.v1.Summary
-	58, // 42: fathom.measure.v1.Result.alarm:type_name -> fathom.measure.v1.Alarm
-	59, // 43: fathom.measure.v1.Result.text:type_name -> fathom.measure.v1.TextResult
-	0,  // 44: fathom.measure.v1.TraceResult.protocol:type_name -> fathom.measure.v1.Protocol
-	1,  // 45: fathom.measure.v1.TraceResult.method:type_name -> fathom.measure.v1.Method
-	47, // 46: fathom.measure.v1.TraceResult.replies:type_name -> fathom.measure.v1.Reply
-	49, // 47: fathom.measure.v1.TraceResult.links:type_name -> fathom.measure.v1.Link
-	3,  // 48: fathom.measure.v1.Reply.status:type_name -> fathom.measure.v1.Status
-	48, // 49: fathom.measure.v1.Reply.mpls:type_name -> fathom.measure.v1.Label
-	0,  // 50: fathom.measure.v1.Catch.protocol:type_name -> fathom.measure.v1.Protocol
-	3,  // 51: fathom.measure.v1.Catch.status:type_name -> fathom.measure.v1.Status
-	51, // 52: fathom.measure.v1.LatencyResult.unicast:type_name -> fathom.measure.v1.SiteRTT
-	60, // 53: fathom.measure.v1.FlipResult.seen:type_name -> fathom.measure.v1.FlipResult.SeenEntry
-	50, // 54: fathom.measure.v1.FlipResult.catches:type_name -> fathom.measure.v1.Catch
-	54, // 55: fathom.measure.v1.FlipResult.parting:type_name -> fathom.measure.v1.Parting
-	61, // 56: fathom.measure.v1.WatchResult.sites:type_name -> fathom.measure.v1.WatchResult.SitesEntry
-	62, // 57: fathom.measure.v1.Summary.skipped:type_name -> fathom.measure.v1.Summary.SkippedEntry
-	63, // 58: fathom.measure.v1.Summary.sites:type_name -> fathom.measure.v1.Summary.SitesEntry
-	64, // 59: fathom.measure.v1.Summary.weight:type_name -> fathom.measure.v1.Summary.WeightEntry
-	19, // 60: fathom.measure.v1.Measure.Start:input_type -> fathom.measure.v1.StartRequest
-	31, // 61: fathom.measure.v1.Measure.Follow:input_type -> fathom.measure.v1.FollowRequest
-	32, // 62: fathom.measure.v1.Measure.Cancel:input_type -> fathom.measure.v1.CancelRequest
-	36, // 63: fathom.measure.v1.Measure.List:input_type -> fathom.measure.v1.ListRequest
-	36, // 64: fathom.measure.v1.Measure.Results:input_type -> fathom.measure.v1.ListRequest
-	34, // 65: fathom.measure.v1.Measure.Delete:input_type -> fathom.measure.v1.DeleteRequest
-	39, // 66: fathom.measure.v1.Measure.Sites:input_type -> fathom.measure.v1.SitesRequest
-	6,  // 67: fathom.measure.v1.Fleet.Attach:input_type -> fathom.measure.v1.FromAgent
-	4,  // 68: fathom.measure.v1.Enrolment.Enroll:input_type -> fathom.measure.v1.EnrollRequest
-	42, // 69: fathom.measure.v1.Measure.Start:output_type -> fathom.measure.v1.Event
-	42, // 70: fathom.measure.v1.Measure.Follow:output_type -> fathom.measure.v1.Event
-	33, // 71: fathom.measure.v1.Measure.Cancel:output_type -> fathom.measure.v1.CancelResponse
-	37, // 72: fathom.measure.v1.Measure.List:output_type -> fathom.measure.v1.ListResponse
-	42, // 73: fathom.measure.v1.Measure.Results:output_type -> fathom.measure.v1.Event
-	35, // 74: fathom.measure.v1.Measure.Delete:output_type -> fathom.measure.v1.DeleteResponse
-	40, // 75: fathom.measure.v1.Measure.Sites:output_type -> fathom.measure.v1.SitesResponse
-	7,  // 76: fathom.measure.v1.Fleet.Attach:output_type -> fathom.measure.v1.ToAgent
-	5,  // 77: fathom.measure.v1.Enrolment.Enroll:output_type -> fathom.measure.v1.EnrollResponse
-	69, // [69:78] is the sub-list for method output_type
-	60, // [60:69] is the sub-list for method input_type
-	60, // [60:60] is the sub-list for extension type_name
-	60, // [60:60] is the sub-list for extension extendee
-	0,  // [0:60] is the sub-list for field type_name
+	16, // 2: fathom.measure.v1.FromAgent.sent:type_name -> fathom.measure.v1.SentReport
+	17, // 3: fathom.measure.v1.FromAgent.answers:type_name -> fathom.measure.v1.Answers
+	19, // 4: fathom.measure.v1.FromAgent.stats:type_name -> fathom.measure.v1.AgentStats
+	13, // 5: fathom.measure.v1.FromAgent.opened:type_name -> fathom.measure.v1.Opened
+	9,  // 6: fathom.measure.v1.ToAgent.welcome:type_name -> fathom.measure.v1.Welcome
+	10, // 7: fathom.measure.v1.ToAgent.ping:type_name -> fathom.measure.v1.Ping
+	12, // 8: fathom.measure.v1.ToAgent.open:type_name -> fathom.measure.v1.Open
+	15, // 9: fathom.measure.v1.ToAgent.send:type_name -> fathom.measure.v1.Send
+	14, // 10: fathom.measure.v1.ToAgent.close:type_name -> fathom.measure.v1.Close
+	18, // 11: fathom.measure.v1.ToAgent.acknowledge:type_name -> fathom.measure.v1.Acknowledge
+	0,  // 12: fathom.measure.v1.Open.protocol:type_name -> fathom.measure.v1.Protocol
+	21, // 13: fathom.measure.v1.StartRequest.definition:type_name -> fathom.measure.v1.Definition
+	0,  // 14: fathom.measure.v1.Definition.protocol:type_name -> fathom.measure.v1.Protocol
+	22, // 15: fathom.measure.v1.Definition.pace:type_name -> fathom.measure.v1.Pace
+	23, // 16: fathom.measure.v1.Definition.schedule:type_name -> fathom.measure.v1.Schedule
+	24, // 17: fathom.measure.v1.Definition.weights:type_name -> fathom.measure.v1.Weight
+	25, // 18: fathom.measure.v1.Definition.opt_out:type_name -> fathom.measure.v1.Network
+	26, // 19: fathom.measure.v1.Definition.trace:type_name -> fathom.measure.v1.Trace
+	27, // 20: fathom.measure.v1.Definition.catchment:type_name -> fathom.measure.v1.Catchment
+	28, // 21: fathom.measure.v1.Definition.latency:type_name -> fathom.measure.v1.Latency
+	29, // 22: fathom.measure.v1.Definition.flipping:type_name -> fathom.measure.v1.Flipping
+	30, // 23: fathom.measure.v1.Definition.watch:type_name -> fathom.measure.v1.Watch
+	31, // 24: fathom.measure.v1.Definition.volta:type_name -> fathom.measure.v1.Volta
+	1,  // 25: fathom.measure.v1.Trace.method:type_name -> fathom.measure.v1.Method
+	0,  // 26: fathom.measure.v1.Flipping.protocols:type_name -> fathom.measure.v1.Protocol
+	39, // 27: fathom.measure.v1.ListResponse.measurements:type_name -> fathom.measure.v1.Measurement
+	21, // 28: fathom.measure.v1.Measurement.definition:type_name -> fathom.measure.v1.Definition
+	2,  // 29: fathom.measure.v1.Measurement.state:type_name -> fathom.measure.v1.State
+	45, // 30: fathom.measure.v1.Measurement.progress:type_name -> fathom.measure.v1.Progress
+	42, // 31: fathom.measure.v1.SitesResponse.sites:type_name -> fathom.measure.v1.Site
+	39, // 32: fathom.measure.v1.Event.measurement:type_name -> fathom.measure.v1.Measurement
+	45, // 33: fathom.measure.v1.Event.progress:type_name -> fathom.measure.v1.Progress
+	44, // 34: fathom.measure.v1.Event.found:type_name -> fathom.measure.v1.Found
+	46, // 35: fathom.measure.v1.Found.results:type_name -> fathom.measure.v1.Result
+	47, // 36: fathom.measure.v1.Result.trace:type_name -> fathom.measure.v1.TraceResult
+	51, // 37: fathom.measure.v1.Result.catch:type_name -> fathom.measure.v1.Catch
+	53, // 38: fathom.measure.v1.Result.latency:type_name -> fathom.measure.v1.LatencyResult
+	54, // 39: fathom.measure.v1.Result.flip:type_name -> fathom.measure.v1.FlipResult
+	56, // 40: fathom.measure.v1.Result.move:type_name -> fathom.measure.v1.Move
+	57, // 41: fathom.measure.v1.Result.watch:type_name -> fathom.measure.v1.WatchResult
+	58, // 42: fathom.measure.v1.Result.summary:type_name -> fathom.measure.v1.Summary
+	59, // 43: fathom.measure.v1.Result.alarm:type_name -> fathom.measure.v1.Alarm
+	60, // 44: fathom.measure.v1.Result.text:type_name -> fathom.measure.v1.TextResult
+	0,  // 45: fathom.measure.v1.TraceResult.protocol:type_name -> fathom.measure.v1.Protocol
+	1,  // 46: fathom.measure.v1.TraceResult.method:type_name -> fathom.measure.v1.Method
+	48, // 47: fathom.measure.v1.TraceResult.replies:type_name -> fathom.measure.v1.Reply
+	50, // 48: fathom.measure.v1.TraceResult.links:type_name -> fathom.measure.v1.Link
+	3,  // 49: fathom.measure.v1.Reply.status:type_name -> fathom.measure.v1.Status
+	49, // 50: fathom.measure.v1.Reply.mpls:type_name -> fathom.measure.v1.Label
+	0,  // 51: fathom.measure.v1.Catch.protocol:type_name -> fathom.measure.v1.Protocol
+	3,  // 52: fathom.measure.v1.Catch.status:type_name -> fathom.measure.v1.Status
+	52, // 53: fathom.measure.v1.LatencyResult.unicast:type_name -> fathom.measure.v1.SiteRTT
+	61, // 54: fathom.measure.v1.FlipResult.seen:type_name -> fathom.measure.v1.FlipResult.SeenEntry
+	51, // 55: fathom.measure.v1.FlipResult.catches:type_name -> fathom.measure.v1.Catch
+	55, // 56: fathom.measure.v1.FlipResult.parting:type_name -> fathom.measure.v1.Parting
+	62, // 57: fathom.measure.v1.WatchResult.sites:type_name -> fathom.measure.v1.WatchResult.SitesEntry
+	63, // 58: fathom.measure.v1.Summary.skipped:type_name -> fathom.measure.v1.Summary.SkippedEntry
+	64, // 59: fathom.measure.v1.Summary.sites:type_name -> fathom.measure.v1.Summary.SitesEntry
+	65, // 60: fathom.measure.v1.Summary.weight:type_name -> fathom.measure.v1.Summary.WeightEntry
+	20, // 61: fathom.measure.v1.Measure.Start:input_type -> fathom.measure.v1.StartRequest
+	32, // 62: fathom.measure.v1.Measure.Follow:input_type -> fathom.measure.v1.FollowRequest
+	33, // 63: fathom.measure.v1.Measure.Cancel:input_type -> fathom.measure.v1.CancelRequest
+	37, // 64: fathom.measure.v1.Measure.List:input_type -> fathom.measure.v1.ListRequest
+	37, // 65: fathom.measure.v1.Measure.Results:input_type -> fathom.measure.v1.ListRequest
+	35, // 66: fathom.measure.v1.Measure.Delete:input_type -> fathom.measure.v1.DeleteRequest
+	40, // 67: fathom.measure.v1.Measure.Sites:input_type -> fathom.measure.v1.SitesRequest
+	6,  // 68: fathom.measure.v1.Fleet.Attach:input_type -> fathom.measure.v1.FromAgent
+	4,  // 69: fathom.measure.v1.Enrolment.Enroll:input_type -> fathom.measure.v1.EnrollRequest
+	43, // 70: fathom.measure.v1.Measure.Start:output_type -> fathom.measure.v1.Event
+	43, // 71: fathom.measure.v1.Measure.Follow:output_type -> fathom.measure.v1.Event
+	34, // 72: fathom.measure.v1.Measure.Cancel:output_type -> fathom.measure.v1.CancelResponse
+	38, // 73: fathom.measure.v1.Measure.List:output_type -> fathom.measure.v1.ListResponse
+	43, // 74: fathom.measure.v1.Measure.Results:output_type -> fathom.measure.v1.Event
+	36, // 75: fathom.measure.v1.Measure.Delete:output_type -> fathom.measure.v1.DeleteResponse
+	41, // 76: fathom.measure.v1.Measure.Sites:output_type -> fathom.measure.v1.SitesResponse
+	7,  // 77: fathom.measure.v1.Fleet.Attach:output_type -> fathom.measure.v1.ToAgent
+	5,  // 78: fathom.measure.v1.Enrolment.Enroll:output_type -> fathom.measure.v1.EnrollResponse
+	70, // [70:79] is the sub-list for method output_type
+	61, // [61:70] is the sub-list for method input_type
+	61, // [61:61] is the sub-list for extension type_name
+	61, // [61:61] is the sub-list for extension extendee
+	0,  // [0:61] is the sub-list for field type_name
 }
 
 func init() { file_anycast_measurepb_measure_proto_init() }
@@ -5589,6 +5635,7 @@ func file_anycast_measurepb_measure_proto_init() {
 		(*FromAgent_Sent)(nil),
 		(*FromAgent_Answers)(nil),
 		(*FromAgent_Stats)(nil),
+		(*FromAgent_Opened)(nil),
 	}
 	file_anycast_measurepb_measure_proto_msgTypes[3].OneofWrappers = []any{
 		(*ToAgent_Welcome)(nil),
@@ -5598,7 +5645,7 @@ func file_anycast_measurepb_measure_proto_init() {
 		(*ToAgent_Close)(nil),
 		(*ToAgent_Acknowledge)(nil),
 	}
-	file_anycast_measurepb_measure_proto_msgTypes[16].OneofWrappers = []any{
+	file_anycast_measurepb_measure_proto_msgTypes[17].OneofWrappers = []any{
 		(*Definition_Trace)(nil),
 		(*Definition_Catchment)(nil),
 		(*Definition_Latency)(nil),
@@ -5606,12 +5653,12 @@ func file_anycast_measurepb_measure_proto_init() {
 		(*Definition_Watch)(nil),
 		(*Definition_Volta)(nil),
 	}
-	file_anycast_measurepb_measure_proto_msgTypes[38].OneofWrappers = []any{
+	file_anycast_measurepb_measure_proto_msgTypes[39].OneofWrappers = []any{
 		(*Event_Measurement)(nil),
 		(*Event_Progress)(nil),
 		(*Event_Found)(nil),
 	}
-	file_anycast_measurepb_measure_proto_msgTypes[41].OneofWrappers = []any{
+	file_anycast_measurepb_measure_proto_msgTypes[42].OneofWrappers = []any{
 		(*Result_Trace)(nil),
 		(*Result_Catch)(nil),
 		(*Result_Latency)(nil),
@@ -5628,7 +5675,7 @@ func file_anycast_measurepb_measure_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_anycast_measurepb_measure_proto_rawDesc), len(file_anycast_measurepb_measure_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   61,
+			NumMessages:   62,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -104,7 +104,7 @@ func (s *sink) attach(stream grpc.BidiStreamingServer[measurepb.FromAgent, measu
 	}
 	key := stateless.NewKey()
 	orders := []*measurepb.ToAgent{
-		{Order: &measurepb.ToAgent_Welcome{Welcome: &measurepb.Welcome{Controller: "sink", FirstPort: sinkPort, Ports: 1}}},
+		{Order: &measurepb.ToAgent_Welcome{Welcome: &measurepb.Welcome{Controller: "sink"}}},
 		{Order: &measurepb.ToAgent_Open{Open: &measurepb.Open{
 			Session: sinkSession, Key: key[:], Protocol: measurepb.Protocol_PROTOCOL_ICMP, FirstPort: sinkPort, Ports: 1,
 		}}},

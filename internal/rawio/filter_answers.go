@@ -168,7 +168,7 @@ func requireSYNAnswer() []bpf.Instruction {
 // acceptRanges ends a program: accept if A is in one of the ranges, else refuse.
 func acceptRanges(ranges []PortRange) []bpf.Instruction {
 	var p []bpf.Instruction
-	for _, r := range joinRanges(ranges, maxPortRanges) {
+	for _, r := range JoinRanges(ranges) {
 		// They are in order: below one is outside all.
 		p = append(p, require(bpf.JumpGreaterOrEqual, uint32(r.Lo))...)
 		p = append(p,
@@ -177,6 +177,10 @@ func acceptRanges(ranges []PortRange) []bpf.Instruction {
 	}
 	return append(p, bpf.RetConstant{Val: 0})
 }
+
+// JoinRanges gives what a filter for ranges accepts, in order and apart from each other: of more than 32 ranges that do not
+// touch, the closest are joined, with what is between them. The argument stays as it is.
+func JoinRanges(ranges []PortRange) []PortRange { return joinRanges(ranges, maxPortRanges) }
 
 // joinRanges gives at most n ranges, in order and apart from each other, that cover the given ones: where they are too
 // many, those with the smallest gaps become one.
