@@ -254,7 +254,12 @@ func (t *Traceroute) nextLocked(now time.Time) (Batch, bool) {
 	return b, true
 }
 
-func (t *Traceroute) look() {
+// lookLocked has Run look, if there is something for it to do: when all hops have been probed that is the end, and the
+// time that answers may take, which Run knows of.
+func (t *Traceroute) lookLocked() {
+	if t.sentLocked() >= t.last && !t.overLocked() {
+		return
+	}
 	select {
 	case t.wake <- struct{}{}:
 	default:
@@ -284,7 +289,7 @@ func (t *Traceroute) HandleSent(e Sent) {
 	if e.Err != nil && t.failure == nil {
 		t.failure = e.Err
 	}
-	t.look()
+	t.lookLocked()
 }
 
 // HandleAnswers implements Handler.
@@ -311,7 +316,7 @@ func (t *Traceroute) HandleAnswers(all []Answer) {
 		look = true
 	}
 	if look {
-		t.look()
+		t.lookLocked()
 	}
 }
 

@@ -194,7 +194,9 @@ type Host interface {
 	IfIndex(name string) (int, error)
 	// Wait sleeps until a socket has something, Wake is called, or timeout has passed (negative: for ever).
 	Wait(timeout time.Duration) error
-	// Wake ends the present or the next Wait. Any goroutine may call it.
+	// Nap is Wait, whatever the sockets have: for one who would rather find several arrivals at once than be woken for each.
+	Nap(timeout time.Duration) error
+	// Wake ends the present or the next Wait or Nap. Any goroutine may call it.
 	Wake()
 	// Close closes what is left open.
 	Close() error

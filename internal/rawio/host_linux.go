@@ -196,6 +196,9 @@ func (h *KernelHost) IfIndex(name string) (int, error) { return interfaceIndex(n
 // Wait implements [Host].
 func (h *KernelHost) Wait(timeout time.Duration) error { return h.poller.Wait(timeout) }
 
+// Nap implements [Host].
+func (h *KernelHost) Nap(timeout time.Duration) error { return h.poller.Nap(timeout) }
+
 // Wake implements [Host].
 func (h *KernelHost) Wake() { h.poller.Wake() }
 

@@ -97,7 +97,18 @@ func (p *Poller) Remove(index int) {
 //
 // The kernel may add 0.1 % of the timeout to it (and at least the thread's
 // timer slack, see [SetTimerSlack]); no other rounding takes place.
-func (p *Poller) Wait(timeout time.Duration) error {
+func (p *Poller) Wait(timeout time.Duration) error { return p.wait(p.fds, timeout) }
+
+// Nap is Wait without the descriptors: none is Ready after it.
+func (p *Poller) Nap(timeout time.Duration) error {
+	for i := range p.fds {
+		p.fds[i].Revents = 0
+	}
+	return p.wait(p.fds[:1], timeout)
+}
+
+// wait waits for some of the descriptors, the eventfd among them.
+func (p *Poller) wait(fds []unix.PollFd, timeout time.Duration) error {
 	if p.closed {
 		return net.ErrClosed
 	}
@@ -115,7 +126,7 @@ func (p *Poller) Wait(timeout time.Duration) error {
 	for {
 		// Linux writes the time that is left into ts, so a call that a signal
 		// interrupted (the runtime sends them to preempt) can just be repeated.
-		if n, err = unix.Ppoll(p.fds, ts, nil); err != unix.EINTR {
+		if n, err = unix.Ppoll(fds, ts, nil); err != unix.EINTR {
 			break
 		}
 	}
@@ -126,7 +137,7 @@ func (p *Poller) Wait(timeout time.Duration) error {
 		for i := range p.fds {
 			p.fds[i].Revents = 0
 		}
-		return fmt.Errorf("ppoll on %d descriptors: %w", len(p.fds), err)
+		return fmt.Errorf("ppoll on %d descriptors: %w", len(fds), err)
 	}
 	if p.fds[0].Revents != 0 {
 		p.n--

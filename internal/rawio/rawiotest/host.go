@@ -251,7 +251,14 @@ func (h *Host) indexLocked(name string) (int, error) {
 }
 
 // Wait implements [rawio.Host].
-func (h *Host) Wait(timeout time.Duration) error {
+func (h *Host) Wait(timeout time.Duration) error { return h.wait(timeout, h.readyLocked) }
+
+// Nap implements [rawio.Host].
+func (h *Host) Nap(timeout time.Duration) error {
+	return h.wait(timeout, func() bool { return false })
+}
+
+func (h *Host) wait(timeout time.Duration, readyLocked func() bool) error {
 	if timeout > 0 {
 		h.timer.Reset(timeout)
 		defer h.timer.Stop()
@@ -262,7 +269,7 @@ func (h *Host) Wait(timeout time.Duration) error {
 		if h.faults.Wait != nil && first {
 			err = h.faults.Wait()
 		}
-		closed, ready := h.closed, h.woken || h.readyLocked()
+		closed, ready := h.closed, h.woken || readyLocked()
 		h.woken = false
 		h.mu.Unlock()
 		switch {

@@ -648,15 +648,20 @@ func (e *suite) wait() error {
 		return fmt.Errorf("one Wake ended two waits")
 	}
 	// From another goroutine, and without a limit.
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		time.Sleep(glance / 5)
-		e.Host.Wake()
-	}()
-	err := e.Host.Wait(-1)
-	<-done
-	return err
+	for _, sleep := range []func(time.Duration) error{e.Host.Wait, e.Host.Nap} {
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			time.Sleep(glance / 5)
+			e.Host.Wake()
+		}()
+		err := sleep(-1)
+		<-done
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // level checks that a wait ends at once as long as there is something to read, but not for stamps.
@@ -679,10 +684,17 @@ func (e *suite) level() error {
 				return errors.New("a wait did not end although an answer is there")
 			}
 		}
+		start := time.Now()
+		if err := e.Host.Nap(glance); err != nil {
+			return err
+		}
+		if time.Since(start) < glance {
+			return errors.New("an answer ended a nap")
+		}
 		if err := e.await(rx.Receive, buffers(1, 2048), 1); err != nil {
 			return err
 		}
-		start := time.Now()
+		start = time.Now()
 		if err := e.Host.Wait(glance); err != nil {
 			return err
 		}
