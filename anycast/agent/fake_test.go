@@ -220,7 +220,12 @@ func (c *controller) Attach(stream grpc.BidiStreamingServer[measurepb.FromAgent,
 				}
 				return
 			}
+			more := m.GetMore()
+			m.More = nil
 			a.in <- m
+			for _, m := range more {
+				a.in <- m
+			}
 		}
 	}()
 	c.attached <- a

@@ -44,7 +44,7 @@ func FuzzArrive(f *testing.F) {
 		if n := passed + c.forged - before.forged + c.stray - before.stray + c.malformed - before.malformed; n != 1 {
 			t.Fatalf("counted %d times", n)
 		}
-		it, ok := b.link.spool.next()
+		it, ok := b.next()
 		if ok != (passed == 1) {
 			t.Fatalf("%d passed, and there is an answer: %v", passed, ok)
 		}
@@ -52,7 +52,7 @@ func FuzzArrive(f *testing.F) {
 			if n := len(unpack(t, it.answers)); n != 1 {
 				t.Fatalf("%d answers", n)
 			}
-			b.link.spool.next()
+			b.next()
 			b.link.spool.acknowledge(it.seq)
 		}
 	})
@@ -97,9 +97,9 @@ func FuzzOrders(f *testing.F) {
 			if b.link.queued != 0 || b.express.n+len(b.paced) != 0 {
 				t.Fatalf("%d bytes of orders are left", b.link.queued)
 			}
-			it, ok := b.link.spool.next()
+			it, ok := b.next()
 			for ok && it.report == nil {
-				it, ok = b.link.spool.next()
+				it, ok = b.next()
 			}
 			if !ok || it.report.count > o.n || it.message().GetSent() == nil {
 				t.Fatalf("report %+v of %d probes", it.report, o.n)
@@ -127,12 +127,12 @@ func FuzzJob(f *testing.F) {
 		for range 2 + o.n/rawio.BatchSize {
 			b.turn()
 		}
-		it, ok := b.link.spool.next()
+		it, ok := b.next()
 		if !ok || it.report == nil || it.report.err == nil && it.report.count != o.n {
 			t.Fatalf("report %+v of %d probes", it.report, o.n)
 		}
 		b.link.jobs.reported(it.report.batch)
-		b.link.spool.next()
+		b.next()
 		b.link.spool.acknowledge(it.seq)
 	})
 }

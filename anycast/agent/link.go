@@ -95,7 +95,18 @@ func (l *link) add(time int64, pkt []byte) {
 }
 
 // report tells what became of an order. The plane calls it.
-func (l *link) report(r *report) { l.spool.report(r) }
+func (l *link) report(r *report) {
+	if l.forwards {
+		l.spool.seal() // Voltadomar's controllers get everything in the order in which it happened
+	}
+	l.spool.report(r)
+	l.dirty = true
+}
+
+// refuse is report for others than the plane.
+func (l *link) refuse(r *report) {
+	l.plane.do(func() { l.report(r) })
+}
 
 // run connects again and again until ctx ends.
 func (l *link) run(ctx context.Context) {

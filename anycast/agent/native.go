@@ -144,39 +144,66 @@ func (l *link) read(stream grpc.BidiStreamingClient[measurepb.FromAgent, measure
 		if err != nil {
 			return fmt.Errorf("receive: %w", err)
 		}
-		switch o := m.GetOrder().(type) {
-		case *measurepb.ToAgent_Ping:
-			pong := &measurepb.Pong{Id: o.Ping.GetId(), T0: o.Ping.GetT0(), T1: time.Now().UnixNano()}
-			select {
-			case w.pongs <- pong:
-			default: // it asks faster than it listens
+		var todo []func()
+		all := m.GetMore()
+		if m.GetOrder() != nil || len(all) == 0 {
+			todo, err = l.obey(m, w, todo)
+		}
+		for _, m := range all {
+			if err == nil {
+				todo, err = l.obey(m, w, todo)
 			}
-		case *measurepb.ToAgent_Open:
-			id := o.Open.GetSession()
-			conf, err := sessionConfig(o.Open)
-			l.plane.do(func() { l.plane.openSession(l, id, conf, err) })
-		case *measurepb.ToAgent_Close:
-			id, linger := o.Close.GetSession(), time.Duration(o.Close.GetLinger())
-			l.plane.do(func() { l.plane.closeSession(l, id, linger) })
-		case *measurepb.ToAgent_Send:
-			// Only now: what makes room again must come through.
-			if l.spool.overfull() {
-				return errDeaf
-			}
-			order, err := newOrder(l, o.Send)
-			if err != nil {
-				l.invalid("order to send", err)
-				l.report(&report{session: o.Send.GetSession(), batch: o.Send.GetBatch(), err: err})
-				continue
-			}
-			l.plane.do(func() { l.plane.accept(order) })
-		case *measurepb.ToAgent_Acknowledge:
-			l.spool.acknowledge(o.Acknowledge.GetSeq())
-		default:
-			// A newer controller's, or nothing: an agent that does not know it has no part in it.
-			l.invalid("message", fmt.Errorf("unexpected kind %T", o))
+		}
+		// All at once: the plane is woken for each thing that it has to do.
+		if len(todo) > 0 {
+			l.plane.do(func() {
+				for _, f := range todo {
+					f()
+				}
+			})
+		}
+		if err != nil {
+			return err
 		}
 	}
+}
+
+// obey does what one message says, and adds to todo what the plane has to do about it.
+func (l *link) obey(m *measurepb.ToAgent, w *writer, todo []func()) ([]func(), error) {
+	switch o := m.GetOrder().(type) {
+	case *measurepb.ToAgent_Ping:
+		pong := &measurepb.Pong{Id: o.Ping.GetId(), T0: o.Ping.GetT0(), T1: time.Now().UnixNano()}
+		select {
+		case w.pongs <- pong:
+		default: // it asks faster than it listens
+		}
+	case *measurepb.ToAgent_Open:
+		id := o.Open.GetSession()
+		conf, err := sessionConfig(o.Open)
+		todo = append(todo, func() { l.plane.openSession(l, id, conf, err) })
+	case *measurepb.ToAgent_Close:
+		id, linger := o.Close.GetSession(), time.Duration(o.Close.GetLinger())
+		todo = append(todo, func() { l.plane.closeSession(l, id, linger) })
+	case *measurepb.ToAgent_Send:
+		// Only now: what makes room again must come through.
+		if l.spool.overfull() {
+			return todo, errDeaf
+		}
+		order, err := newOrder(l, o.Send)
+		if err != nil {
+			l.invalid("order to send", err)
+			refusal := &report{session: o.Send.GetSession(), batch: o.Send.GetBatch(), err: err}
+			todo = append(todo, func() { l.report(refusal) })
+			break
+		}
+		todo = append(todo, func() { l.plane.accept(order) })
+	case *measurepb.ToAgent_Acknowledge:
+		l.spool.acknowledge(o.Acknowledge.GetSeq())
+	default:
+		// A newer controller's, or nothing: an agent that does not know it has no part in it.
+		l.invalid("message", fmt.Errorf("unexpected kind %T", o))
+	}
+	return todo, nil
 }
 
 var errOrder = errors.New("invalid order")
@@ -281,6 +308,7 @@ type writer struct {
 	link   *link
 	stream grpc.BidiStreamingClient[measurepb.FromAgent, measurepb.ToAgent]
 	pongs  chan *measurepb.Pong
+	items  []item // used again and again
 }
 
 // run sends until the stream breaks or ctx ends. Pongs go first: how long they wait here is known, but how long they wait
@@ -298,8 +326,8 @@ func (w *writer) run(ctx context.Context) {
 				m = &measurepb.FromAgent{Event: &measurepb.FromAgent_Opened{Opened: &measurepb.Opened{Sessions: ids}}}
 				break
 			}
-			if it, ok := w.link.spool.next(); ok {
-				m = it.message()
+			if w.items = w.link.spool.next(w.items[:0], maxTogether); len(w.items) > 0 {
+				m = together(w.items)
 				break
 			}
 			select {
@@ -324,6 +352,15 @@ func (w *writer) run(ctx context.Context) {
 func pongMessage(p *measurepb.Pong) *measurepb.FromAgent {
 	p.T2 = time.Now().UnixNano()
 	return &measurepb.FromAgent{Event: &measurepb.FromAgent_Pong{Pong: p}}
+}
+
+// together makes a message of several items, at least one.
+func together(items []item) *measurepb.FromAgent {
+	m := items[0].message()
+	for i := range items[1:] {
+		m.More = append(m.More, items[i+1].message())
+	}
+	return m
 }
 
 func (it *item) message() *measurepb.FromAgent {

@@ -142,7 +142,7 @@ func (l *link) readOrigin(d Dialect, stream controlStream) error {
 		msg, err := volta.DecodeAs(voltaDialect(d), m)
 		if err != nil {
 			l.invalid("message", err)
-			l.report(&report{err: fault{400, err}})
+			l.refuse(&report{err: fault{400, err}})
 			continue
 		}
 		job, ok := msg.(volta.Job)
@@ -154,7 +154,7 @@ func (l *link) readOrigin(d Dialect, stream controlStream) error {
 		o, err := l.newJob(job)
 		if err != nil {
 			l.invalid("job", err)
-			l.report(&report{err: fault{400, fmt.Errorf("job %d: %w", job.SessionID, err)}})
+			l.refuse(&report{err: fault{400, fmt.Errorf("job %d: %w", job.SessionID, err)}})
 			continue
 		}
 		l.plane.do(func() { l.plane.accept(o) })
@@ -191,9 +191,9 @@ func (l *link) newJob(job volta.Job) (*order, error) {
 
 // writeOrigin sends what there is until the stream breaks or ctx ends.
 func (l *link) writeOrigin(ctx context.Context, d Dialect, stream controlStream) {
+	var items []item
 	for {
-		it, ok := l.spool.next()
-		if !ok {
+		if items = l.spool.next(items[:0], 0); len(items) == 0 {
 			select {
 			case <-ctx.Done():
 				return
@@ -201,6 +201,7 @@ func (l *link) writeOrigin(ctx context.Context, d Dialect, stream controlStream)
 				continue
 			}
 		}
+		it := items[0]
 		var err error
 		if it.answers != nil {
 			err = sendReplies(voltaDialect(d), stream, it.answers)

@@ -358,7 +358,7 @@ func (p *plane) untilNext() time.Duration {
 // leastNap is how long the plane sleeps at least between batches of an order with a rate.
 const leastNap = 500 * time.Microsecond
 
-// notify wakes the writers of links that have answers.
+// notify wakes the writers of links that have something to tell.
 func (p *plane) notify() {
 	for _, l := range p.links {
 		if l.dirty && p.now-l.notified >= notifyEvery {

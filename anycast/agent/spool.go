@@ -25,7 +25,7 @@ type spool struct {
 	items              []item
 	gone               int    // of items, at the front
 	taken              int    // of items, on this connection
-	busy               bool   // the writer is at the last of them
+	busy               int    // of those, how many the writer is at: the last ones
 	sent, acknowledged uint64 // the highest number that was given to a writer, and that came back
 	size               int    // bytes of items and open
 	open               *measurepb.Answers
@@ -55,6 +55,8 @@ const (
 	maxReports = 8 << 20
 	// maxSpare is how many message buffers are kept for use again: what the writer and a quick controller hold.
 	maxSpare = 16
+	// maxTogether is how many bytes of items go into one message: enough for the cost of a message not to matter.
+	maxTogether = 64 << 10
 )
 
 func newSpool(limit int) *spool {
@@ -88,6 +90,13 @@ func (s *spool) add(time int64, pkt []byte) {
 	}
 }
 
+// seal keeps the answers that come from now on from getting into one message with those before.
+func (s *spool) seal() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sealLocked()
+}
+
 // sealLocked gives the open answers a number.
 func (s *spool) sealLocked() {
 	if s.open == nil {
@@ -100,16 +109,14 @@ func (s *spool) sealLocked() {
 	s.open = nil
 }
 
-// report keeps a report and wakes the writer.
+// report keeps a report. It does not wake the writer, either.
 func (s *spool) report(r *report) {
 	s.mu.Lock()
-	s.sealLocked()
+	defer s.mu.Unlock()
 	s.seq++
 	size := itemOverhead + 8*len(r.times)
 	s.items = append(s.items, item{seq: s.seq, report: r, size: size})
 	s.size += size
-	s.mu.Unlock()
-	s.notify()
 }
 
 // notify wakes the writer.
@@ -123,24 +130,30 @@ func (s *spool) notify() {
 // keptLocked is the items that are not acknowledged.
 func (s *spool) keptLocked() []item { return s.items[s.gone:] }
 
-// next is what to send next; false if there is nothing. To call it again is to be done with what it gave before.
-func (s *spool) next() (item, bool) {
+// next appends to items what to send next, at most so many bytes of it but at least one item, if there is any. To call
+// it again is to be done with what it gave before.
+func (s *spool) next(items []item, most int) []item {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.busy = false
+	s.busy = 0
 	s.forgetLocked()
-	if s.taken == len(s.keptLocked()) {
-		s.sealLocked()
+	for size := 0; ; {
+		if s.taken == len(s.keptLocked()) {
+			s.sealLocked()
+		}
+		kept := s.keptLocked()
+		if s.taken == len(kept) {
+			return items
+		}
+		it := kept[s.taken]
+		if size += it.size; s.busy > 0 && size > most {
+			return items
+		}
+		items = append(items, it)
+		s.taken++
+		s.busy++
+		s.sent = max(s.sent, it.seq)
 	}
-	kept := s.keptLocked()
-	if s.taken == len(kept) {
-		return item{}, false
-	}
-	it := kept[s.taken]
-	s.taken++
-	s.busy = true
-	s.sent = max(s.sent, it.seq)
-	return it, true
 }
 
 // acknowledge forgets everything up to a number, as far as it was sent: a controller that claims more is wrong, and gets the rest.
@@ -153,10 +166,7 @@ func (s *spool) acknowledge(seq uint64) {
 
 // forgetLocked drops what is acknowledged, but not from under the writer's hands.
 func (s *spool) forgetLocked() {
-	sent := s.taken
-	if s.busy {
-		sent--
-	}
+	sent := s.taken - s.busy
 	kept := s.keptLocked()
 	n := 0
 	for n < sent && kept[n].seq <= s.acknowledged {
@@ -181,7 +191,7 @@ func (s *spool) forgetLocked() {
 func (s *spool) restart(acknowledged uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.busy = false
+	s.busy = 0
 	s.acknowledged = max(s.acknowledged, min(acknowledged, s.sent))
 	kept := s.keptLocked()
 	for s.taken = 0; s.taken < len(kept) && kept[s.taken].seq <= s.acknowledged; s.taken++ {
@@ -198,7 +208,7 @@ func (s *spool) restart(acknowledged uint64) {
 func (s *spool) reset() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.items, s.gone, s.taken, s.busy, s.size, s.open = nil, 0, 0, false, 0, nil
+	s.items, s.gone, s.taken, s.busy, s.size, s.open = nil, 0, 0, 0, 0, nil
 }
 
 // overfull tells that a controller asks for reports without ever acknowledging them.

@@ -14,6 +14,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/seed5728abee/fathom/anycast"
 	"github.com/seed5728abee/fathom/anycast/enroll"
@@ -274,6 +275,9 @@ func (a *attachment) read() {
 			return
 		}
 		a.handle(m, d)
+		for _, m := range m.GetMore() {
+			a.handle(m, d)
+		}
 	}
 }
 
@@ -413,12 +417,36 @@ func (a *attachment) write() {
 		}
 		messages := queue.take()
 		last = len(messages)
-		for _, m := range messages {
+		for len(messages) > 0 {
+			n := together(messages)
+			m := messages[0]
+			if n > 1 {
+				// Not as what follows the first: an Open is the same message for all agents.
+				m = &measurepb.ToAgent{More: messages[:n]}
+			}
 			if !send(m) {
 				return
 			}
+			messages = messages[n:]
 		}
 	}
+}
+
+// maxTogether is how many bytes of messages go into one: enough for the cost of a message not to matter.
+const maxTogether = 64 << 10
+
+// together tells how many of the messages go into one. A welcome comes alone.
+func together(messages []*measurepb.ToAgent) int {
+	if messages[0].GetWelcome() != nil {
+		return 1
+	}
+	size := 0
+	for i, m := range messages {
+		if size += proto.Size(m); size > maxTogether {
+			return max(i, 1)
+		}
+	}
+	return len(messages)
 }
 
 // keep has the clock asked for and reports acknowledged until the connection is to end.

@@ -316,6 +316,16 @@ func (a *fakeAgent) serve(stream measurepb.Fleet_AttachClient) error {
 		if err != nil {
 			return err
 		}
+		for _, m := range append([]*measurepb.ToAgent{m}, m.GetMore()...) {
+			if err := a.obey(stream, m); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (a *fakeAgent) obey(stream measurepb.Fleet_AttachClient, m *measurepb.ToAgent) error {
+	{
 		switch o := m.GetOrder().(type) {
 		case *measurepb.ToAgent_Ping:
 			t := a.now()
@@ -362,6 +372,7 @@ func (a *fakeAgent) serve(stream measurepb.Fleet_AttachClient) error {
 			}
 		}
 	}
+	return nil
 }
 
 // one gives the element of a column that counts for a row.

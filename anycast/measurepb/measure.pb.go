@@ -360,7 +360,9 @@ type FromAgent struct {
 	//	*FromAgent_Answers
 	//	*FromAgent_Stats
 	//	*FromAgent_Opened
-	Event         isFromAgent_Event `protobuf_oneof:"event"`
+	Event isFromAgent_Event `protobuf_oneof:"event"`
+	// Messages that follow this one, none of which has any itself: it takes less work to send many as one.
+	More          []*FromAgent `protobuf:"bytes,15,rep,name=more,proto3" json:"more,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -456,6 +458,13 @@ func (x *FromAgent) GetOpened() *Opened {
 	return nil
 }
 
+func (x *FromAgent) GetMore() []*FromAgent {
+	if x != nil {
+		return x.More
+	}
+	return nil
+}
+
 type isFromAgent_Event interface {
 	isFromAgent_Event()
 }
@@ -506,7 +515,9 @@ type ToAgent struct {
 	//	*ToAgent_Send
 	//	*ToAgent_Close
 	//	*ToAgent_Acknowledge
-	Order         isToAgent_Order `protobuf_oneof:"order"`
+	Order isToAgent_Order `protobuf_oneof:"order"`
+	// As in FromAgent.
+	More          []*ToAgent `protobuf:"bytes,15,rep,name=more,proto3" json:"more,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -598,6 +609,13 @@ func (x *ToAgent) GetAcknowledge() *Acknowledge {
 		if x, ok := x.Order.(*ToAgent_Acknowledge); ok {
 			return x.Acknowledge
 		}
+	}
+	return nil
+}
+
+func (x *ToAgent) GetMore() []*ToAgent {
+	if x != nil {
+		return x.More
 	}
 	return nil
 }
@@ -5002,22 +5020,24 @@ const file_anycast_measurepb_measure_proto_rawDesc = "" +
 	"\rEnrollRequest\x12\x18\n" +
 	"\arequest\x18\x01 \x01(\fR\arequest\",\n" +
 	"\x0eEnrollResponse\x12\x1a\n" +
-	"\bresponse\x18\x01 \x01(\fR\bresponse\"\xce\x02\n" +
+	"\bresponse\x18\x01 \x01(\fR\bresponse\"\x80\x03\n" +
 	"\tFromAgent\x120\n" +
 	"\x05hello\x18\x01 \x01(\v2\x18.fathom.measure.v1.HelloH\x00R\x05hello\x12-\n" +
 	"\x04pong\x18\x02 \x01(\v2\x17.fathom.measure.v1.PongH\x00R\x04pong\x123\n" +
 	"\x04sent\x18\x03 \x01(\v2\x1d.fathom.measure.v1.SentReportH\x00R\x04sent\x126\n" +
 	"\aanswers\x18\x04 \x01(\v2\x1a.fathom.measure.v1.AnswersH\x00R\aanswers\x125\n" +
 	"\x05stats\x18\x05 \x01(\v2\x1d.fathom.measure.v1.AgentStatsH\x00R\x05stats\x123\n" +
-	"\x06opened\x18\x06 \x01(\v2\x19.fathom.measure.v1.OpenedH\x00R\x06openedB\a\n" +
-	"\x05event\"\xcd\x02\n" +
+	"\x06opened\x18\x06 \x01(\v2\x19.fathom.measure.v1.OpenedH\x00R\x06opened\x120\n" +
+	"\x04more\x18\x0f \x03(\v2\x1c.fathom.measure.v1.FromAgentR\x04moreB\a\n" +
+	"\x05event\"\xfd\x02\n" +
 	"\aToAgent\x126\n" +
 	"\awelcome\x18\x01 \x01(\v2\x1a.fathom.measure.v1.WelcomeH\x00R\awelcome\x12-\n" +
 	"\x04ping\x18\x02 \x01(\v2\x17.fathom.measure.v1.PingH\x00R\x04ping\x12-\n" +
 	"\x04open\x18\x03 \x01(\v2\x17.fathom.measure.v1.OpenH\x00R\x04open\x12-\n" +
 	"\x04send\x18\x04 \x01(\v2\x17.fathom.measure.v1.SendH\x00R\x04send\x120\n" +
 	"\x05close\x18\x05 \x01(\v2\x18.fathom.measure.v1.CloseH\x00R\x05close\x12B\n" +
-	"\vacknowledge\x18\x06 \x01(\v2\x1e.fathom.measure.v1.AcknowledgeH\x00R\vacknowledgeB\a\n" +
+	"\vacknowledge\x18\x06 \x01(\v2\x1e.fathom.measure.v1.AcknowledgeH\x00R\vacknowledge\x12.\n" +
+	"\x04more\x18\x0f \x03(\v2\x1a.fathom.measure.v1.ToAgentR\x04moreB\a\n" +
 	"\x05order\"\xdc\x01\n" +
 	"\x05Hello\x12\x19\n" +
 	"\bagent_id\x18\x01 \x01(\tR\aagentId\x12 \n" +
@@ -5544,84 +5564,86 @@ var file_anycast_measurepb_measure_proto_depIdxs = []int32{
 	17, // 3: fathom.measure.v1.FromAgent.answers:type_name -> fathom.measure.v1.Answers
 	19, // 4: fathom.measure.v1.FromAgent.stats:type_name -> fathom.measure.v1.AgentStats
 	13, // 5: fathom.measure.v1.FromAgent.opened:type_name -> fathom.measure.v1.Opened
-	9,  // 6: fathom.measure.v1.ToAgent.welcome:type_name -> fathom.measure.v1.Welcome
-	10, // 7: fathom.measure.v1.ToAgent.ping:type_name -> fathom.measure.v1.Ping
-	12, // 8: fathom.measure.v1.ToAgent.open:type_name -> fathom.measure.v1.Open
-	15, // 9: fathom.measure.v1.ToAgent.send:type_name -> fathom.measure.v1.Send
-	14, // 10: fathom.measure.v1.ToAgent.close:type_name -> fathom.measure.v1.Close
-	18, // 11: fathom.measure.v1.ToAgent.acknowledge:type_name -> fathom.measure.v1.Acknowledge
-	0,  // 12: fathom.measure.v1.Open.protocol:type_name -> fathom.measure.v1.Protocol
-	21, // 13: fathom.measure.v1.StartRequest.definition:type_name -> fathom.measure.v1.Definition
-	0,  // 14: fathom.measure.v1.Definition.protocol:type_name -> fathom.measure.v1.Protocol
-	22, // 15: fathom.measure.v1.Definition.pace:type_name -> fathom.measure.v1.Pace
-	23, // 16: fathom.measure.v1.Definition.schedule:type_name -> fathom.measure.v1.Schedule
-	24, // 17: fathom.measure.v1.Definition.weights:type_name -> fathom.measure.v1.Weight
-	25, // 18: fathom.measure.v1.Definition.opt_out:type_name -> fathom.measure.v1.Network
-	26, // 19: fathom.measure.v1.Definition.trace:type_name -> fathom.measure.v1.Trace
-	27, // 20: fathom.measure.v1.Definition.catchment:type_name -> fathom.measure.v1.Catchment
-	28, // 21: fathom.measure.v1.Definition.latency:type_name -> fathom.measure.v1.Latency
-	29, // 22: fathom.measure.v1.Definition.flipping:type_name -> fathom.measure.v1.Flipping
-	30, // 23: fathom.measure.v1.Definition.watch:type_name -> fathom.measure.v1.Watch
-	31, // 24: fathom.measure.v1.Definition.volta:type_name -> fathom.measure.v1.Volta
-	1,  // 25: fathom.measure.v1.Trace.method:type_name -> fathom.measure.v1.Method
-	0,  // 26: fathom.measure.v1.Flipping.protocols:type_name -> fathom.measure.v1.Protocol
-	39, // 27: fathom.measure.v1.ListResponse.measurements:type_name -> fathom.measure.v1.Measurement
-	21, // 28: fathom.measure.v1.Measurement.definition:type_name -> fathom.measure.v1.Definition
-	2,  // 29: fathom.measure.v1.Measurement.state:type_name -> fathom.measure.v1.State
-	45, // 30: fathom.measure.v1.Measurement.progress:type_name -> fathom.measure.v1.Progress
-	42, // 31: fathom.measure.v1.SitesResponse.sites:type_name -> fathom.measure.v1.Site
-	39, // 32: fathom.measure.v1.Event.measurement:type_name -> fathom.measure.v1.Measurement
-	45, // 33: fathom.measure.v1.Event.progress:type_name -> fathom.measure.v1.Progress
-	44, // 34: fathom.measure.v1.Event.found:type_name -> fathom.measure.v1.Found
-	46, // 35: fathom.measure.v1.Found.results:type_name -> fathom.measure.v1.Result
-	47, // 36: fathom.measure.v1.Result.trace:type_name -> fathom.measure.v1.TraceResult
-	51, // 37: fathom.measure.v1.Result.catch:type_name -> fathom.measure.v1.Catch
-	53, // 38: fathom.measure.v1.Result.latency:type_name -> fathom.measure.v1.LatencyResult
-	54, // 39: fathom.measure.v1.Result.flip:type_name -> fathom.measure.v1.FlipResult
-	56, // 40: fathom.measure.v1.Result.move:type_name -> fathom.measure.v1.Move
-	57, // 41: fathom.measure.v1.Result.watch:type_name -> fathom.measure.v1.WatchResult
-	58, // 42: fathom.measure.v1.Result.summary:type_name -> fathom.measure.v1.Summary
-	59, // 43: fathom.measure.v1.Result.alarm:type_name -> fathom.measure.v1.Alarm
-	60, // 44: fathom.measure.v1.Result.text:type_name -> fathom.measure.v1.TextResult
-	0,  // 45: fathom.measure.v1.TraceResult.protocol:type_name -> fathom.measure.v1.Protocol
-	1,  // 46: fathom.measure.v1.TraceResult.method:type_name -> fathom.measure.v1.Method
-	48, // 47: fathom.measure.v1.TraceResult.replies:type_name -> fathom.measure.v1.Reply
-	50, // 48: fathom.measure.v1.TraceResult.links:type_name -> fathom.measure.v1.Link
-	3,  // 49: fathom.measure.v1.Reply.status:type_name -> fathom.measure.v1.Status
-	49, // 50: fathom.measure.v1.Reply.mpls:type_name -> fathom.measure.v1.Label
-	0,  // 51: fathom.measure.v1.Catch.protocol:type_name -> fathom.measure.v1.Protocol
-	3,  // 52: fathom.measure.v1.Catch.status:type_name -> fathom.measure.v1.Status
-	52, // 53: fathom.measure.v1.LatencyResult.unicast:type_name -> fathom.measure.v1.SiteRTT
-	61, // 54: fathom.measure.v1.FlipResult.seen:type_name -> fathom.measure.v1.FlipResult.SeenEntry
-	51, // 55: fathom.measure.v1.FlipResult.catches:type_name -> fathom.measure.v1.Catch
-	55, // 56: fathom.measure.v1.FlipResult.parting:type_name -> fathom.measure.v1.Parting
-	62, // 57: fathom.measure.v1.WatchResult.sites:type_name -> fathom.measure.v1.WatchResult.SitesEntry
-	63, // 58: fathom.measure.v1.Summary.skipped:type_name -> fathom.measure.v1.Summary.SkippedEntry
-	64, // 59: fathom.measure.v1.Summary.sites:type_name -> fathom.measure.v1.Summary.SitesEntry
-	65, // 60: fathom.measure.v1.Summary.weight:type_name -> fathom.measure.v1.Summary.WeightEntry
-	20, // 61: fathom.measure.v1.Measure.Start:input_type -> fathom.measure.v1.StartRequest
-	32, // 62: fathom.measure.v1.Measure.Follow:input_type -> fathom.measure.v1.FollowRequest
-	33, // 63: fathom.measure.v1.Measure.Cancel:input_type -> fathom.measure.v1.CancelRequest
-	37, // 64: fathom.measure.v1.Measure.List:input_type -> fathom.measure.v1.ListRequest
-	37, // 65: fathom.measure.v1.Measure.Results:input_type -> fathom.measure.v1.ListRequest
-	35, // 66: fathom.measure.v1.Measure.Delete:input_type -> fathom.measure.v1.DeleteRequest
-	40, // 67: fathom.measure.v1.Measure.Sites:input_type -> fathom.measure.v1.SitesRequest
-	6,  // 68: fathom.measure.v1.Fleet.Attach:input_type -> fathom.measure.v1.FromAgent
-	4,  // 69: fathom.measure.v1.Enrolment.Enroll:input_type -> fathom.measure.v1.EnrollRequest
-	43, // 70: fathom.measure.v1.Measure.Start:output_type -> fathom.measure.v1.Event
-	43, // 71: fathom.measure.v1.Measure.Follow:output_type -> fathom.measure.v1.Event
-	34, // 72: fathom.measure.v1.Measure.Cancel:output_type -> fathom.measure.v1.CancelResponse
-	38, // 73: fathom.measure.v1.Measure.List:output_type -> fathom.measure.v1.ListResponse
-	43, // 74: fathom.measure.v1.Measure.Results:output_type -> fathom.measure.v1.Event
-	36, // 75: fathom.measure.v1.Measure.Delete:output_type -> fathom.measure.v1.DeleteResponse
-	41, // 76: fathom.measure.v1.Measure.Sites:output_type -> fathom.measure.v1.SitesResponse
-	7,  // 77: fathom.measure.v1.Fleet.Attach:output_type -> fathom.measure.v1.ToAgent
-	5,  // 78: fathom.measure.v1.Enrolment.Enroll:output_type -> fathom.measure.v1.EnrollResponse
-	70, // [70:79] is the sub-list for method output_type
-	61, // [61:70] is the sub-list for method input_type
-	61, // [61:61] is the sub-list for extension type_name
-	61, // [61:61] is the sub-list for extension extendee
-	0,  // [0:61] is the sub-list for field type_name
+	6,  // 6: fathom.measure.v1.FromAgent.more:type_name -> fathom.measure.v1.FromAgent
+	9,  // 7: fathom.measure.v1.ToAgent.welcome:type_name -> fathom.measure.v1.Welcome
+	10, // 8: fathom.measure.v1.ToAgent.ping:type_name -> fathom.measure.v1.Ping
+	12, // 9: fathom.measure.v1.ToAgent.open:type_name -> fathom.measure.v1.Open
+	15, // 10: fathom.measure.v1.ToAgent.send:type_name -> fathom.measure.v1.Send
+	14, // 11: fathom.measure.v1.ToAgent.close:type_name -> fathom.measure.v1.Close
+	18, // 12: fathom.measure.v1.ToAgent.acknowledge:type_name -> fathom.measure.v1.Acknowledge
+	7,  // 13: fathom.measure.v1.ToAgent.more:type_name -> fathom.measure.v1.ToAgent
+	0,  // 14: fathom.measure.v1.Open.protocol:type_name -> fathom.measure.v1.Protocol
+	21, // 15: fathom.measure.v1.StartRequest.definition:type_name -> fathom.measure.v1.Definition
+	0,  // 16: fathom.measure.v1.Definition.protocol:type_name -> fathom.measure.v1.Protocol
+	22, // 17: fathom.measure.v1.Definition.pace:type_name -> fathom.measure.v1.Pace
+	23, // 18: fathom.measure.v1.Definition.schedule:type_name -> fathom.measure.v1.Schedule
+	24, // 19: fathom.measure.v1.Definition.weights:type_name -> fathom.measure.v1.Weight
+	25, // 20: fathom.measure.v1.Definition.opt_out:type_name -> fathom.measure.v1.Network
+	26, // 21: fathom.measure.v1.Definition.trace:type_name -> fathom.measure.v1.Trace
+	27, // 22: fathom.measure.v1.Definition.catchment:type_name -> fathom.measure.v1.Catchment
+	28, // 23: fathom.measure.v1.Definition.latency:type_name -> fathom.measure.v1.Latency
+	29, // 24: fathom.measure.v1.Definition.flipping:type_name -> fathom.measure.v1.Flipping
+	30, // 25: fathom.measure.v1.Definition.watch:type_name -> fathom.measure.v1.Watch
+	31, // 26: fathom.measure.v1.Definition.volta:type_name -> fathom.measure.v1.Volta
+	1,  // 27: fathom.measure.v1.Trace.method:type_name -> fathom.measure.v1.Method
+	0,  // 28: fathom.measure.v1.Flipping.protocols:type_name -> fathom.measure.v1.Protocol
+	39, // 29: fathom.measure.v1.ListResponse.measurements:type_name -> fathom.measure.v1.Measurement
+	21, // 30: fathom.measure.v1.Measurement.definition:type_name -> fathom.measure.v1.Definition
+	2,  // 31: fathom.measure.v1.Measurement.state:type_name -> fathom.measure.v1.State
+	45, // 32: fathom.measure.v1.Measurement.progress:type_name -> fathom.measure.v1.Progress
+	42, // 33: fathom.measure.v1.SitesResponse.sites:type_name -> fathom.measure.v1.Site
+	39, // 34: fathom.measure.v1.Event.measurement:type_name -> fathom.measure.v1.Measurement
+	45, // 35: fathom.measure.v1.Event.progress:type_name -> fathom.measure.v1.Progress
+	44, // 36: fathom.measure.v1.Event.found:type_name -> fathom.measure.v1.Found
+	46, // 37: fathom.measure.v1.Found.results:type_name -> fathom.measure.v1.Result
+	47, // 38: fathom.measure.v1.Result.trace:type_name -> fathom.measure.v1.TraceResult
+	51, // 39: fathom.measure.v1.Result.catch:type_name -> fathom.measure.v1.Catch
+	53, // 40: fathom.measure.v1.Result.latency:type_name -> fathom.measure.v1.LatencyResult
+	54, // 41: fathom.measure.v1.Result.flip:type_name -> fathom.measure.v1.FlipResult
+	56, // 42: fathom.measure.v1.Result.move:type_name -> fathom.measure.v1.Move
+	57, // 43: fathom.measure.v1.Result.watch:type_name -> fathom.measure.v1.WatchResult
+	58, // 44: fathom.measure.v1.Result.summary:type_name -> fathom.measure.v1.Summary
+	59, // 45: fathom.measure.v1.Result.alarm:type_name -> fathom.measure.v1.Alarm
+	60, // 46: fathom.measure.v1.Result.text:type_name -> fathom.measure.v1.TextResult
+	0,  // 47: fathom.measure.v1.TraceResult.protocol:type_name -> fathom.measure.v1.Protocol
+	1,  // 48: fathom.measure.v1.TraceResult.method:type_name -> fathom.measure.v1.Method
+	48, // 49: fathom.measure.v1.TraceResult.replies:type_name -> fathom.measure.v1.Reply
+	50, // 50: fathom.measure.v1.TraceResult.links:type_name -> fathom.measure.v1.Link
+	3,  // 51: fathom.measure.v1.Reply.status:type_name -> fathom.measure.v1.Status
+	49, // 52: fathom.measure.v1.Reply.mpls:type_name -> fathom.measure.v1.Label
+	0,  // 53: fathom.measure.v1.Catch.protocol:type_name -> fathom.measure.v1.Protocol
+	3,  // 54: fathom.measure.v1.Catch.status:type_name -> fathom.measure.v1.Status
+	52, // 55: fathom.measure.v1.LatencyResult.unicast:type_name -> fathom.measure.v1.SiteRTT
+	61, // 56: fathom.measure.v1.FlipResult.seen:type_name -> fathom.measure.v1.FlipResult.SeenEntry
+	51, // 57: fathom.measure.v1.FlipResult.catches:type_name -> fathom.measure.v1.Catch
+	55, // 58: fathom.measure.v1.FlipResult.parting:type_name -> fathom.measure.v1.Parting
+	62, // 59: fathom.measure.v1.WatchResult.sites:type_name -> fathom.measure.v1.WatchResult.SitesEntry
+	63, // 60: fathom.measure.v1.Summary.skipped:type_name -> fathom.measure.v1.Summary.SkippedEntry
+	64, // 61: fathom.measure.v1.Summary.sites:type_name -> fathom.measure.v1.Summary.SitesEntry
+	65, // 62: fathom.measure.v1.Summary.weight:type_name -> fathom.measure.v1.Summary.WeightEntry
+	20, // 63: fathom.measure.v1.Measure.Start:input_type -> fathom.measure.v1.StartRequest
+	32, // 64: fathom.measure.v1.Measure.Follow:input_type -> fathom.measure.v1.FollowRequest
+	33, // 65: fathom.measure.v1.Measure.Cancel:input_type -> fathom.measure.v1.CancelRequest
+	37, // 66: fathom.measure.v1.Measure.List:input_type -> fathom.measure.v1.ListRequest
+	37, // 67: fathom.measure.v1.Measure.Results:input_type -> fathom.measure.v1.ListRequest
+	35, // 68: fathom.measure.v1.Measure.Delete:input_type -> fathom.measure.v1.DeleteRequest
+	40, // 69: fathom.measure.v1.Measure.Sites:input_type -> fathom.measure.v1.SitesRequest
+	6,  // 70: fathom.measure.v1.Fleet.Attach:input_type -> fathom.measure.v1.FromAgent
+	4,  // 71: fathom.measure.v1.Enrolment.Enroll:input_type -> fathom.measure.v1.EnrollRequest
+	43, // 72: fathom.measure.v1.Measure.Start:output_type -> fathom.measure.v1.Event
+	43, // 73: fathom.measure.v1.Measure.Follow:output_type -> fathom.measure.v1.Event
+	34, // 74: fathom.measure.v1.Measure.Cancel:output_type -> fathom.measure.v1.CancelResponse
+	38, // 75: fathom.measure.v1.Measure.List:output_type -> fathom.measure.v1.ListResponse
+	43, // 76: fathom.measure.v1.Measure.Results:output_type -> fathom.measure.v1.Event
+	36, // 77: fathom.measure.v1.Measure.Delete:output_type -> fathom.measure.v1.DeleteResponse
+	41, // 78: fathom.measure.v1.Measure.Sites:output_type -> fathom.measure.v1.SitesResponse
+	7,  // 79: fathom.measure.v1.Fleet.Attach:output_type -> fathom.measure.v1.ToAgent
+	5,  // 80: fathom.measure.v1.Enrolment.Enroll:output_type -> fathom.measure.v1.EnrollResponse
+	72, // [72:81] is the sub-list for method output_type
+	63, // [63:72] is the sub-list for method input_type
+	63, // [63:63] is the sub-list for extension type_name
+	63, // [63:63] is the sub-list for extension extendee
+	0,  // [0:63] is the sub-list for field type_name
 }
 
 func init() { file_anycast_measurepb_measure_proto_init() }

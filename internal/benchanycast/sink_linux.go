@@ -130,21 +130,23 @@ func (s *sink) attach(stream grpc.BidiStreamingServer[measurepb.FromAgent, measu
 		if m, err = stream.Recv(); err != nil {
 			return err
 		}
-		seq := m.GetAnswers().GetSeq()
-		if r := m.GetSent(); r != nil {
-			if r.GetError() != "" {
-				return fmt.Errorf("%w: %s", errOrder, r.GetError())
+		for _, m := range append([]*measurepb.FromAgent{m}, m.GetMore()...) {
+			seq := m.GetAnswers().GetSeq()
+			if r := m.GetSent(); r != nil {
+				if r.GetError() != "" {
+					return fmt.Errorf("%w: %s", errOrder, r.GetError())
+				}
+				sent += int(r.GetCount())
+				seq = r.GetSeq()
 			}
-			sent += int(r.GetCount())
-			seq = r.GetSeq()
-		}
-		if a := m.GetAnswers(); a != nil {
-			answered = s.count(a, seen, time.Since(start))
-			silence.Reset(sinkPatience)
-		}
-		if seq != 0 && seq%sinkAck == 0 {
-			if err := stream.Send(&measurepb.ToAgent{Order: &measurepb.ToAgent_Acknowledge{Acknowledge: &measurepb.Acknowledge{Seq: seq}}}); err != nil {
-				return err
+			if a := m.GetAnswers(); a != nil {
+				answered = s.count(a, seen, time.Since(start))
+				silence.Reset(sinkPatience)
+			}
+			if seq != 0 && seq%sinkAck == 0 {
+				if err := stream.Send(&measurepb.ToAgent{Order: &measurepb.ToAgent_Acknowledge{Acknowledge: &measurepb.Acknowledge{Seq: seq}}}); err != nil {
+					return err
+				}
 			}
 		}
 	}
