@@ -137,8 +137,8 @@ func (a *Agent) unregister() {
 
 // Stats is what an agent has done so far.
 type Stats struct {
-	// Sent counts probes, Refused those that the system did not take.
-	Sent, Refused uint64
+	// Sent counts probes, Framed those of them that left in frames, Refused those that the system did not take.
+	Sent, Framed, Refused uint64
 	// Received counts packets that passed the kernel's filter, and the next five what became of them: answers to
 	// probes of open sessions, packets given to Voltadomar's controllers, packets with a session's port but
 	// not its proof, packets that concern nobody, and broken ones. A packet of the second kind that

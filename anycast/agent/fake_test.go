@@ -131,7 +131,10 @@ type site struct {
 func start(t testing.TB, o Options) *site {
 	t.Helper()
 	s := &site{t: t, net: &internet{delay: 10 * time.Millisecond}}
-	s.host = rawiotest.NewHost(rawiotest.Config{Network: s.net.carry, Addrs: []netip.Addr{own[0], own[1], shared[0], shared[1]}})
+	s.host = rawiotest.NewHost(rawiotest.Config{
+		Network: s.net.carry, Addrs: []netip.Addr{own[0], own[1], shared[0], shared[1]},
+		Interfaces: []string{"lo", "eth0"}, Link: rawio.LinkAddr{2, 0, 0, 0, 0, 1},
+	})
 	if o.ID == "" {
 		o.ID = "ams"
 	}

@@ -89,6 +89,9 @@ type Options struct {
 	// Rate is how many probes per second are sent at most, for all controllers together; 0 is no limit. The least is
 	// one in two hours.
 	Rate float64
+	// SendFrames lets the probes of traces leave as Ethernet frames, where they can, past the host's IP output: cheaper by some
+	// 15 %, but its firewall, connection tracking, NAT, and routing rules that look at more than addresses do not see them.
+	SendFrames bool
 	// Spool is how many bytes of answers are kept for each controller until it has acknowledged them. Default 16 MiB, which is
 	// some 150,000 answers. What comes when it is full is dropped, and counted: the start of what was missed is
 	// more use than the end, for it is what running measurements wait for.

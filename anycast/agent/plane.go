@@ -64,6 +64,8 @@ type plane struct {
 
 	// Sending.
 	senders [2]sender // by IP version
+	framers [2]sender // the same, for frames; conn is nil where there are none
+	ways    map[netip.Addr]*way
 	express express
 	paced   paced
 	batches uint64 // drawn from both
@@ -81,8 +83,8 @@ type plane struct {
 }
 
 type counters struct {
-	sent, refused, received, recognised, forwarded, forged, stray, malformed, overrun uint64
-	sessions, orders                                                                  int
+	sent, framed, refused, received, recognised, forwarded, forged, stray, malformed, overrun uint64
+	sessions, orders                                                                          int
 }
 
 // forever is later than any time.
@@ -148,6 +150,14 @@ func newPlane(host rawio.Host, o *Options) (*plane, error) {
 		for v := range p.senders {
 			p.senders[v].owed.buffers[k].Data = make([]byte, 64)
 		}
+	}
+	if o.SendFrames {
+		for v := range p.framers {
+			for k := range p.framers[v].owed.buffers {
+				p.framers[v].owed.buffers[k].Data = make([]byte, 64)
+			}
+		}
+		p.openFramers()
 	}
 	p.findSources()
 	return p, nil
@@ -325,10 +335,11 @@ func (p *plane) untilNext() time.Duration {
 		return 0
 	}
 	d := int64(maxWait)
-	if p.senders[0].n+p.senders[1].n > 0 || p.express.n > 0 || len(p.paced) > 0 {
+	held := p.prepared() > 0
+	if held || p.express.n > 0 || len(p.paced) > 0 {
 		at := p.hold - p.now
 		switch {
-		case p.senders[0].n+p.senders[1].n > 0: // held up
+		case held:
 		case p.express.n > 0:
 			at = max(at, int64(p.limit.wait()))
 		default:
@@ -406,7 +417,7 @@ func (p *plane) stats() Stats {
 	defer p.mu.Unlock()
 	c := &p.published
 	return Stats{
-		Sent: c.sent, Refused: c.refused, Received: c.received, Recognised: c.recognised, Forwarded: c.forwarded,
+		Sent: c.sent, Framed: c.framed, Refused: c.refused, Received: c.received, Recognised: c.recognised, Forwarded: c.forwarded,
 		Forged: c.forged, Stray: c.stray, Malformed: c.malformed, Overrun: c.overrun, Sessions: c.sessions, Orders: c.orders,
 	}
 }

@@ -42,7 +42,7 @@ func (p *plane) transmit() bool {
 		return false
 	}
 	p.hold = 0
-	if p.senders[0].n+p.senders[1].n == 0 {
+	if p.prepared() == 0 {
 		room := p.limit.allows(p.now, rawio.BatchSize)
 		first, second := p.drawExpress, p.drawPaced
 		if p.batches%pacedShare == 0 {
@@ -55,14 +55,24 @@ func (p *plane) transmit() bool {
 			p.limit.spend(n)
 		}
 	}
-	any := false
+	any := p.prepared() > 0
 	for v := range p.senders {
-		if p.senders[v].n > 0 {
-			any = true
-			p.flush(&p.senders[v])
+		// Frames first: those that are refused become the raw socket's.
+		for _, tx := range []*sender{&p.framers[v], &p.senders[v]} {
+			if tx.n > 0 {
+				p.flush(tx, v)
+			}
 		}
 	}
 	return any
+}
+
+// prepared is how many probes are messages of a sender.
+func (p *plane) prepared() (n int) {
+	for v := range p.senders {
+		n += p.senders[v].n + p.framers[v].n
+	}
+	return n
 }
 
 // drawExpress prepares at most room probes of the orders without a rate.
@@ -99,6 +109,10 @@ func (p *plane) drawPaced(room int) (drawn int) {
 // prepare builds the next n probes of an order as messages of their sender.
 func (p *plane) prepare(o *order, n int) {
 	tx := &p.senders[o.v]
+	w := p.wayOf(o)
+	if w != nil {
+		tx = &p.framers[o.v]
+	}
 	for range n {
 		i := o.next
 		o.next++
@@ -111,8 +125,16 @@ func (p *plane) prepare(o *order, n int) {
 			continue
 		}
 		tx.rows[tx.n] = row{o, i}
-		tx.n++
 		o.pending++
+		switch {
+		case w == nil:
+		case len(m.Data) > w.MTU:
+			p.unframe(o.v, tx.n)
+			continue
+		default:
+			m.IfIndex, m.Link = w.IfIndex, w.Link
+		}
+		tx.n++
 	}
 }
 
@@ -163,8 +185,9 @@ func (p *plane) refuse(o *order, err error) {
 	}
 }
 
-// flush sends what is prepared. What the system has no room for now stays prepared.
-func (p *plane) flush(tx *sender) {
+// flush sends what is prepared for an IP version, 0 or 1 as in the plane. What the system has no room for now stays prepared.
+func (p *plane) flush(tx *sender, v int) {
+	framer := tx == &p.framers[v]
 	from := 0
 	for from < tx.n {
 		msgs, rows := tx.msgs[from:tx.n], tx.rows[from:tx.n]
@@ -186,6 +209,9 @@ func (p *plane) flush(tx *sender) {
 			}
 		}
 		p.counters.sent += uint64(n)
+		if framer {
+			p.counters.framed += uint64(n)
+		}
 		if stamp && n > 0 {
 			p.takeStamps(tx)
 		}
@@ -206,6 +232,15 @@ func (p *plane) flush(tx *sender) {
 			return
 		}
 		o := rows[n].order
+		if framer {
+			// The interface, or its MTU, has changed since the look-up, most likely.
+			if w := p.ways[msgs[n].Addr.Addr()]; w != nil {
+				w.until = 0
+			}
+			p.unframe(v, from)
+			from++
+			continue
+		}
 		p.refuse(o, fmt.Errorf("send to %v: %w", msgs[n].Addr.Addr(), err))
 		p.left(&rows[n])
 		from++

@@ -27,6 +27,7 @@ type agentOptions struct {
 	anycast, unicast addrList
 	dialect          string
 	rate             float64
+	sendEth          bool
 	spool            int
 	metrics          string
 }
@@ -64,6 +65,7 @@ several times. With --insecure the controller may be one of Voltadomar's.`,
 	f.Var(&o.unicast, "unicast", "address of the site's own (default: that of the link to the controller)")
 	f.StringVar(&o.dialect, "dialect", "auto", "what to speak with the controller: auto, native, seed or go")
 	f.Float64Var(&o.rate, "rate", 0, "send at most so many `probes` per second; 0 for no limit")
+	f.BoolVar(&o.sendEth, "send-eth", false, "send the probes of traces as Ethernet frames, past the firewall: faster")
 	f.IntVar(&o.spool, "spool", agent.DefaultSpool, "keep so many `bytes` of answers while the controller is away")
 	f.StringVar(&o.metrics, "metrics", "", "serve Prometheus metrics on this `host:port`")
 	return cmd
@@ -131,7 +133,7 @@ func (a *app) runAgent(ctx context.Context, o *agentOptions) error {
 	}
 	registry := prometheus.NewRegistry()
 	ag, err := agent.New(agent.Options{
-		ID: o.id, Links: links, Anycast: o.anycast, Unicast: o.unicast, Rate: o.rate, Spool: o.spool,
+		ID: o.id, Links: links, Anycast: o.anycast, Unicast: o.unicast, Rate: o.rate, SendFrames: o.sendEth, Spool: o.spool,
 		Version: buildVersion().Version, Log: log, Metrics: registry,
 	})
 	switch {

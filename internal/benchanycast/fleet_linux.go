@@ -85,7 +85,11 @@ func (b *bench) start(ctx context.Context, topology *lab.Topology) (_ *fleet, er
 }
 
 func (b *bench) agentArgs(f *fleet, site string) []string {
-	return []string{"anycast", "agent", "--insecure", "--id", site, "--controller", f.address, "--source", labnet.Anycast4.String()}
+	args := []string{"anycast", "agent", "--insecure", "--id", site, "--controller", f.address, "--source", labnet.Anycast4.String()}
+	if b.sendEth {
+		args = append(args, "--send-eth")
+	}
+	return args
 }
 
 // environment tells a foreign command where it is.

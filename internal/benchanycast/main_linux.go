@@ -31,6 +31,7 @@ type bench struct {
 	seconds    time.Duration
 	targets    int
 	verbose    bool
+	sendEth    bool // agents send frames
 	figures    figures.Table
 }
 
@@ -90,6 +91,7 @@ func (b *bench) run(ctx context.Context, only *regexp.Regexp) (err error) {
 		f    func(context.Context) error
 	}{
 		{"requests", b.requests},
+		{"frames", b.frames},
 		{"queue", b.queue},
 		{"agent", b.alone},
 		{"burst", b.burst},

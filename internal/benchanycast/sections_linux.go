@@ -139,6 +139,35 @@ func (b *bench) requests(ctx context.Context) error {
 	return nil
 }
 
+// frames: as requests, with agents that send frames.
+func (b *bench) frames(ctx context.Context) error {
+	b.sendEth = true
+	defer func() { b.sendEth = false }()
+	topology, find := b.path()
+	f, err := b.start(ctx, topology)
+	if err != nil {
+		return err
+	}
+	defer f.stop()
+	found := find(f.lab)
+	// Once, to fill the neighbour tables.
+	if err := b.ask(ctx, f, new(tally), found, 1, "-requests", "20"); err != nil {
+		return err
+	}
+	const n = 1000
+	var t tally
+	for range b.rounds {
+		if err := b.ask(ctx, f, &t, found, n, "-seconds", b.seconds.String()); err != nil {
+			return err
+		}
+	}
+	name := fmt.Sprintf("%d at once, with --send-eth", n)
+	b.figures.Add("frames", name, fmt.Sprintf("%.0f/s, each %.0f ms", figures.Median(t.rates), milliseconds(figures.Median(t.latencies))))
+	b.figures.Judge("frames", name+": lost requests, and answers shown as stars", t.errors(), "none", t.right())
+	b.figures.Add("frames", name+": processor", t.shares())
+	return nil
+}
+
 // queue: ten thousand requests in the same moment.
 func (b *bench) queue(ctx context.Context) error {
 	topology, find := b.path()
