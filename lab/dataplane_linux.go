@@ -154,6 +154,7 @@ func (l *Lab) startEngine() error {
 	if err != nil {
 		return err
 	}
+	engine.Gather(l.gather)
 	l.engine = engine
 	// The engine keeps frames to the tenth of a millisecond only if it need not wait for one of the
 	// runtime's processors: with all of them busy with the program's own work a wire of 10 ms takes 15.

@@ -32,12 +32,17 @@ type Options struct {
 	// files over /etc/hosts and /etc/resolv.conf. Only after [Enter], which makes the mounts this
 	// process's own, and for one lab at a time.
 	HostsFile bool
+	// Gather is how long the lab's own routers and carried wires let frames gather once they have moved some, as network
+	// cards that moderate their interrupts do. A busy lab does less work for each frame then, and frames are late by up to so
+	// much. Default 0: each is moved at once.
+	Gather time.Duration
 }
 
 // A Lab is a running network.
 type Lab struct {
 	plan    *plan
-	nodes   []*Host // parallel to plan.nodes
+	gather  time.Duration // of the options
+	nodes   []*Host       // parallel to plan.nodes
 	wiring  *namespace
 	wires   []*Wire   // parallel to plan.wires
 	routers []*Router // parallel to plan.nodes; nil where the kernel routes
@@ -98,7 +103,7 @@ func Start(ctx context.Context, topology *Topology, opts Options) (*Lab, error) 
 		return nil, fmt.Errorf("%w: this process lacks CAP_SYS_ADMIN, CAP_NET_ADMIN or CAP_NET_RAW; call lab.Enter first, or run as root", ErrNoNamespaces)
 	}
 	l := &Lab{
-		plan: p, closing: make(chan struct{}), changing: make(chan struct{}, 1), announced: p.announce,
+		plan: p, gather: opts.Gather, closing: make(chan struct{}), changing: make(chan struct{}, 1), announced: p.announce,
 		wires: make([]*Wire, len(p.wires)), routers: make([]*Router, len(p.nodes)),
 	}
 	for _, n := range p.nodes {

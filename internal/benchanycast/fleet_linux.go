@@ -41,7 +41,7 @@ const controllerPort = 50051
 // start builds a lab and runs a fleet in it: a controller on the host of that name, an agent at each site.
 func (b *bench) start(ctx context.Context, topology *lab.Topology) (_ *fleet, err error) {
 	f := &fleet{}
-	if f.lab, err = lab.Start(ctx, topology, lab.Options{}); err != nil {
+	if f.lab, err = lab.Start(ctx, topology, lab.Options{Gather: b.gather}); err != nil {
 		return nil, err
 	}
 	defer func() {

@@ -32,6 +32,7 @@ type bench struct {
 	targets    int
 	verbose    bool
 	sendEth    bool // agents send frames
+	gather     time.Duration
 	figures    figures.Table
 }
 
@@ -56,6 +57,7 @@ func main() {
 	flag.StringVar(&b.controller, "controller", "", "shell command to measure in place of our controller")
 	flag.StringVar(&b.agent, "agent", "", "shell command to measure in place of our agents")
 	flag.BoolVar(&b.kernel, "kernel", false, "a path of 19 routers of the kernel, in place of one that stands for them")
+	flag.DurationVar(&b.gather, "gather", 100*time.Microsecond, "how long the lab's routers let frames gather, as network cards do; 0 moves each at once")
 	flag.BoolVar(&b.verbose, "v", false, "show what the fleet logs, and the first answer that is wrong")
 	only := flag.String("only", "", "regular expression: run only the sections whose names match")
 	flag.Parse()

@@ -312,3 +312,26 @@ func TestEngineClose(t *testing.T) {
 		t.Errorf("Run after Close: %v", err)
 	}
 }
+
+// TestGather: frames that come while the engine gathers wait for it, and none is lost.
+func TestGather(t *testing.T) {
+	hub := newNamespace(t)
+	a := newHost(t, hub, "a", "192.0.2.1/24")
+	b := newHost(t, hub, "b", "192.0.2.2/24")
+	e := runEngine(t)
+	const gather = 20 * time.Millisecond
+	e.Gather(gather)
+	if _, err := e.AddWire([2]*rawio.FrameConn{a.conn, b.conn}, WireConfig{}); err != nil {
+		t.Fatal(err)
+	}
+	rtts, ok := a.ping(t, "192.0.2.2", 10)
+	if !ok {
+		t.Fatalf("an answer was lost after %v", rtts)
+	}
+	// The answer to a request that was moved finds the engine asleep.
+	for i, rtt := range rtts {
+		if rtt < gather/2 {
+			t.Errorf("answer %d after %v, want it to wait for %v", i, rtt, gather)
+		}
+	}
+}
