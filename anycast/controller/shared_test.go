@@ -27,6 +27,15 @@ func testFleet(t *testing.T) *fleet {
 	return newFleet(b, quiet())
 }
 
+// left is how many sessions and kinds of shared ones there are.
+func left(f *fleet) (sessions, kinds int) {
+	f.shared.mu.Lock()
+	defer f.shared.mu.Unlock()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.sessions), len(f.shared.kinds)
+}
+
 // openLease opens a session that shares another, for so many numbers.
 func openLease(t *testing.T, f *fleet, probes stateless.Config, numbers int) (*lease, *recorder) {
 	t.Helper()
@@ -86,8 +95,9 @@ func TestShared(t *testing.T) {
 			}
 		}
 		time.Sleep(sharedIdle + defaultLinger + time.Second)
-		if n := f.ports.blocks.InUse(); n != 0 || len(f.sessions) != 0 || len(f.shared.kinds) != 0 {
-			t.Errorf("%d ports, %d sessions, %d kinds are left", n, len(f.sessions), len(f.shared.kinds))
+		sessions, kinds := left(f)
+		if n := f.ports.blocks.InUse(); n != 0 || sessions != 0 || kinds != 0 {
+			t.Errorf("%d ports, %d sessions, %d kinds are left", n, sessions, kinds)
 		}
 	})
 }
@@ -135,16 +145,16 @@ func TestSharedReplaced(t *testing.T) {
 				break
 			}
 		}
-		if !first.shared.retired || len(f.sessions) != 2 {
-			t.Errorf("retired: %v, %d sessions", first.shared.retired, len(f.sessions))
+		if sessions, _ := left(f); !first.shared.retired || sessions != 2 {
+			t.Errorf("retired: %v, %d sessions", first.shared.retired, sessions)
 		}
 		first.Close()
-		if len(f.sessions) != 1 {
-			t.Errorf("%d sessions, want the new one", len(f.sessions))
+		if sessions, _ := left(f); sessions != 1 {
+			t.Errorf("%d sessions, want the new one", sessions)
 		}
 		time.Sleep(time.Minute)
-		if len(f.sessions) != 0 || f.ports.blocks.InUse() != 0 {
-			t.Errorf("%d sessions, %d ports are left", len(f.sessions), f.ports.blocks.InUse())
+		if sessions, _ := left(f); sessions != 0 || f.ports.blocks.InUse() != 0 {
+			t.Errorf("%d sessions, %d ports are left", sessions, f.ports.blocks.InUse())
 		}
 	})
 }
