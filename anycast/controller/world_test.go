@@ -324,52 +324,51 @@ func (a *fakeAgent) serve(stream measurepb.Fleet_AttachClient) error {
 	}
 }
 
+// obey does what one message says.
 func (a *fakeAgent) obey(stream measurepb.Fleet_AttachClient, m *measurepb.ToAgent) error {
-	{
-		switch o := m.GetOrder().(type) {
-		case *measurepb.ToAgent_Ping:
-			t := a.now()
-			a.mu.Lock()
-			stream.Send(&measurepb.FromAgent{Event: &measurepb.FromAgent_Pong{Pong: &measurepb.Pong{Id: o.Ping.GetId(), T0: o.Ping.GetT0(), T1: t, T2: a.now()}}})
-			a.mu.Unlock()
-		case *measurepb.ToAgent_Open:
-			p := o.Open
-			conf := stateless.Config{
-				Kind: measurepb.ToProtocol(p.GetProtocol()), FirstPort: uint16(p.GetFirstPort()), Ports: uint16(p.GetPorts()),
-				TOS: uint8(p.GetTos()), Classic: p.GetClassic(),
-			}
-			if !conf.Classic {
-				conf.DstPort = uint16(p.GetDstPort())
-			}
-			copy(conf.Key[:], p.GetKey())
-			codec, err := stateless.New(conf)
-			if err != nil {
-				return err
-			}
-			a.mu.Lock()
-			a.sessions[p.GetSession()] = codec
-			if !a.deaf {
-				stream.Send(&measurepb.FromAgent{Event: &measurepb.FromAgent_Opened{Opened: &measurepb.Opened{Sessions: []uint32{p.GetSession()}}}})
-			}
-			a.mu.Unlock()
-		case *measurepb.ToAgent_Close:
-			a.mu.Lock()
-			delete(a.sessions, o.Close.GetSession())
-			a.mu.Unlock()
-		case *measurepb.ToAgent_Acknowledge:
-			a.mu.Lock()
-			a.acked = max(a.acked, o.Acknowledge.GetSeq())
-			for len(a.kept) > 0 && seqOf(a.kept[0]) <= a.acked {
-				a.kept = a.kept[1:]
-			}
-			a.mu.Unlock()
-		case *measurepb.ToAgent_Send:
-			if a.onSend != nil {
-				a.onSend(o.Send)
-			}
-			if !a.mute {
-				a.send(o.Send)
-			}
+	switch o := m.GetOrder().(type) {
+	case *measurepb.ToAgent_Ping:
+		t := a.now()
+		a.mu.Lock()
+		stream.Send(&measurepb.FromAgent{Event: &measurepb.FromAgent_Pong{Pong: &measurepb.Pong{Id: o.Ping.GetId(), T0: o.Ping.GetT0(), T1: t, T2: a.now()}}})
+		a.mu.Unlock()
+	case *measurepb.ToAgent_Open:
+		p := o.Open
+		conf := stateless.Config{
+			Kind: measurepb.ToProtocol(p.GetProtocol()), FirstPort: uint16(p.GetFirstPort()), Ports: uint16(p.GetPorts()),
+			TOS: uint8(p.GetTos()), Classic: p.GetClassic(),
+		}
+		if !conf.Classic {
+			conf.DstPort = uint16(p.GetDstPort())
+		}
+		copy(conf.Key[:], p.GetKey())
+		codec, err := stateless.New(conf)
+		if err != nil {
+			return err
+		}
+		a.mu.Lock()
+		a.sessions[p.GetSession()] = codec
+		if !a.deaf {
+			stream.Send(&measurepb.FromAgent{Event: &measurepb.FromAgent_Opened{Opened: &measurepb.Opened{Sessions: []uint32{p.GetSession()}}}})
+		}
+		a.mu.Unlock()
+	case *measurepb.ToAgent_Close:
+		a.mu.Lock()
+		delete(a.sessions, o.Close.GetSession())
+		a.mu.Unlock()
+	case *measurepb.ToAgent_Acknowledge:
+		a.mu.Lock()
+		a.acked = max(a.acked, o.Acknowledge.GetSeq())
+		for len(a.kept) > 0 && seqOf(a.kept[0]) <= a.acked {
+			a.kept = a.kept[1:]
+		}
+		a.mu.Unlock()
+	case *measurepb.ToAgent_Send:
+		if a.onSend != nil {
+			a.onSend(o.Send)
+		}
+		if !a.mute {
+			a.send(o.Send)
 		}
 	}
 	return nil
