@@ -317,35 +317,45 @@ func peakOf(pid int) (m memory, err error) {
 // heard is how many ICMP errors the kernels of the sites have got so far, whoever sent for them: what did not get so far was
 // lost in the lab, and is no answer that anybody missed.
 func (f *fleet) heard() (n int, err error) {
-	const name = "/proc/thread-self/net/snmp"
 	for _, site := range sites {
-		var data []byte
-		if err := f.lab.Host(site).Do(func() (err error) {
-			data, err = os.ReadFile(name)
-			return err
-		}); err != nil {
+		count, err := f.icmp(site, "InTimeExcds", "InDestUnreachs")
+		if err != nil {
 			return 0, err
 		}
-		var keys []string
-		for line := range strings.Lines(string(data)) {
-			fields := strings.Fields(line)
-			if len(fields) == 0 || fields[0] != "Icmp:" {
+		n += count
+	}
+	return n, nil
+}
+
+// icmp is the sum of some of the kernel's counters of ICMP on a host.
+func (f *fleet) icmp(host string, counters ...string) (n int, err error) {
+	const name = "/proc/thread-self/net/snmp"
+	var data []byte
+	if err := f.lab.Host(host).Do(func() (err error) {
+		data, err = os.ReadFile(name)
+		return err
+	}); err != nil {
+		return 0, err
+	}
+	var keys []string
+	for line := range strings.Lines(string(data)) {
+		fields := strings.Fields(line)
+		if len(fields) == 0 || fields[0] != "Icmp:" {
+			continue
+		}
+		if keys == nil { // the names come before the values
+			keys = fields
+			continue
+		}
+		for i, value := range fields[:min(len(fields), len(keys))] {
+			if !slices.Contains(counters, keys[i]) {
 				continue
 			}
-			if keys == nil { // the names come before the values
-				keys = fields
-				continue
+			count, err := strconv.Atoi(value)
+			if err != nil {
+				return 0, fmt.Errorf("%s: %w", name, err)
 			}
-			for i, value := range fields[:min(len(fields), len(keys))] {
-				if keys[i] != "InTimeExcds" && keys[i] != "InDestUnreachs" {
-					continue
-				}
-				count, err := strconv.Atoi(value)
-				if err != nil {
-					return 0, fmt.Errorf("%s: %w", name, err)
-				}
-				n += count
-			}
+			n += count
 		}
 	}
 	return n, nil

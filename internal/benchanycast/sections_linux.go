@@ -6,12 +6,15 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"strconv"
 	"syscall"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/seed5728abee/fathom/internal/figures"
 	"github.com/seed5728abee/fathom/internal/labnet"
@@ -219,7 +222,8 @@ func (b *bench) sweep(ctx context.Context, f *fleet, sender string, targets int,
 		"-rate", strconv.Itoa(sweepRate), "-timeout", timeout.String())
 }
 
-// burst: b sends 100,000 probes whose answers come home at a, while a stands still; then a goes on, and finds all of them.
+// burst: b sends 100,000 probes whose answers come home at a, which stands still from the first of them on; then a goes on, and
+// finds all of them.
 func (b *bench) burst(ctx context.Context) error {
 	f, err := b.start(ctx, world())
 	if err != nil {
@@ -227,20 +231,44 @@ func (b *bench) burst(ctx context.Context) error {
 	}
 	defer f.stop()
 	const n, pause = burstSize, 5 * time.Second
-	home := f.member("a").cmd.Process
-	if err := home.Signal(syscall.SIGSTOP); err != nil {
+	var group errgroup.Group
+	var o outcome
+	group.Go(func() (err error) {
+		o, err = b.sweep(ctx, f, "b", n, 2*pause)
 		return err
+	})
+	// Before, a would not have opened the session, and would be missed.
+	err = f.awaitProbes(ctx, "world")
+	if err == nil {
+		home := f.member("a").cmd.Process
+		err = home.Signal(syscall.SIGSTOP)
+		going := time.AfterFunc(pause, func() { _ = home.Signal(syscall.SIGCONT) })
+		defer going.Stop()
 	}
-	going := time.AfterFunc(pause, func() { _ = home.Signal(syscall.SIGCONT) })
-	defer going.Stop()
-	o, err := b.sweep(ctx, f, "b", n, 2*pause)
-	if err != nil {
+	if err := errors.Join(err, group.Wait()); err != nil {
 		return err
 	}
 	s := o.Summary
-	b.figures.Judge("burst", fmt.Sprintf("%d replies in the queue of a site that stood still: found", n),
+	b.figures.Judge("burst", fmt.Sprintf("%d replies, nearly all in the queue of a site that stood still: found", n),
 		fmt.Sprintf("%d (%d unanswered)", s.Sites["a"], o.Silent), "all", s.Sites["a"] == n && s.Sent == n)
 	return nil
+}
+
+// awaitProbes waits until a host has got echo requests.
+func (f *fleet) awaitProbes(ctx context.Context, host string) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	for {
+		n, err := f.icmp(host, "InEchos")
+		if err != nil || n > 0 {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("no probe came to %s: %w", host, ctx.Err())
+		case <-time.After(time.Millisecond):
+		}
+	}
 }
 
 // alone: one agent sends as fast as it can, to hosts that answer at once. What it forwards is only counted.
