@@ -52,7 +52,7 @@ const (
 	// sharedIdle is how long a shared session without a lease stays open, so that the next request need not wait until
 	// all sites have opened another.
 	sharedIdle = 5 * time.Second
-	// maxShared bounds the kinds of probes that have a shared session, each with half a megabit of leases.
+	// maxShared bounds the kinds of probes that have a shared session, which takes 64 kB. Others have sessions of their own.
 	maxShared = 16
 )
 
