@@ -24,7 +24,7 @@ import (
 //	first+1  |  lease  |       lease       |          free            |
 //	...      unit      unit      unit                           units*unit
 //
-// Units are given out in ascending order. When they have run out, the next lease opens another session, and this
+// Units are given out in ascending order. Before they run out another session is opened, so that nobody has to wait for it then; this
 // one is closed with its last lease.
 type sharedSession struct {
 	pool    *sharedPool
@@ -34,6 +34,7 @@ type sharedSession struct {
 
 	// The pool's lock guards what follows.
 	next    []int // free unit of each port
+	used    int   // units
 	turn    int   // port that the next lease is of
 	held    int   // leases that are not closed
 	retired bool  // no more leases
@@ -66,9 +67,10 @@ type sharedPool struct {
 
 // sharedKind is the sessions for probes that look the same.
 type sharedKind struct {
-	opening chan struct{} // holds an element while somebody opens the next one
-	users   int           // that may open
-	current *sharedSession
+	opening   chan struct{} // holds an element while somebody opens the next one
+	users     int           // that may open
+	current   *sharedSession
+	successor *sharedSession // of current, when that is nearly used up
 }
 
 // shareable tells whether a session may be a lease.
@@ -92,7 +94,11 @@ func (p *sharedPool) lease(ctx context.Context, conf *anycast.SessionConfig) (l 
 		p.kinds[key] = kind
 	}
 	if l := kind.leaseLocked(conf); l != nil {
+		prepare := kind.wantsSuccessorLocked()
 		p.mu.Unlock()
+		if prepare {
+			p.prepare(key, kind)
+		}
 		return l, true, nil
 	}
 	kind.users++ // so that nobody forgets it
@@ -123,23 +129,61 @@ func (p *sharedPool) lease(ctx context.Context, conf *anycast.SessionConfig) (l 
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if old := kind.current; old != nil {
-		old.retireLocked()
-	}
-	kind.current = s
+	kind.succeedLocked(s)
 	return kind.leaseLocked(conf), true, nil
+}
+
+// wantsSuccessorLocked tells whether it is time to open the next session, which is the caller's to do then.
+func (k *sharedKind) wantsSuccessorLocked() bool {
+	if s := k.current; k.successor != nil || s.used < len(s.leases)*3/4 {
+		return false
+	}
+	select {
+	case k.opening <- struct{}{}:
+		k.users++
+		return true
+	default:
+		return false
+	}
+}
+
+// prepare opens a successor, if there are ports for one.
+func (p *sharedPool) prepare(key stateless.Config, kind *sharedKind) {
+	defer func() { <-kind.opening }()
+	atOnce, cancel := context.WithCancel(context.Background())
+	cancel()
+	s, err := p.open(atOnce, key)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	kind.users--
+	switch {
+	case err != nil: // the next lease waits for some
+		p.forgetLocked(key, kind)
+	case kind.current == nil:
+		kind.current = s
+	default:
+		s.idle.Stop() // it rests with the current one
+		kind.successor = s
+	}
+}
+
+// succeedLocked puts a session in the place of the current one.
+func (k *sharedKind) succeedLocked(s *sharedSession) {
+	if k.current != nil {
+		k.current.retireLocked()
+	}
+	k.current = s
 }
 
 // open opens a session to be shared.
 func (p *sharedPool) open(ctx context.Context, key stateless.Config) (*sharedSession, error) {
 	key.Ports = uint16(min(sharedPorts, p.fleet.ports.blocks.Size()))
-	s := &sharedSession{
-		pool: p, key: key, leases: make([]atomic.Pointer[lease], int(key.Ports)*units), next: make([]int, key.Ports),
-	}
+	s := &sharedSession{pool: p, key: key, next: make([]int, key.Ports)}
 	var err error
 	if s.session, err = p.fleet.open(ctx, key, s, defaultLinger); err != nil {
 		return nil, err
 	}
+	s.leases = make([]atomic.Pointer[lease], int(key.Ports)*units)
 	s.key.Ports = 0
 	s.idle = time.AfterFunc(sharedIdle, s.rest)
 	return s, nil
@@ -152,13 +196,23 @@ func (p *sharedPool) forgetLocked(key stateless.Config, kind *sharedKind) {
 	}
 }
 
-// leaseLocked gives out some of the numbers of the current session; nil if it has too few, or there is none.
+// leaseLocked gives out some of the numbers of the current session, or of its successor; nil if they have too few, or there is none.
 func (k *sharedKind) leaseLocked(conf *anycast.SessionConfig) *lease {
-	s := k.current
-	if s == nil {
+	if k.current == nil {
 		return nil
 	}
 	n := (conf.Numbers + unit - 1) / unit
+	l := k.current.leaseLocked(conf.Handler, n)
+	if l == nil && k.successor != nil {
+		k.succeedLocked(k.successor)
+		k.successor = nil
+		l = k.current.leaseLocked(conf.Handler, n)
+	}
+	return l
+}
+
+// leaseLocked gives out n units, nil if no port has so many.
+func (s *sharedSession) leaseLocked(handler anycast.Handler, n int) *lease {
 	for range s.next {
 		port := s.turn
 		s.turn = (s.turn + 1) % len(s.next)
@@ -167,7 +221,8 @@ func (k *sharedKind) leaseLocked(conf *anycast.SessionConfig) *lease {
 			continue
 		}
 		s.next[port] += n
-		l := &lease{shared: s, handler: conf.Handler, flow: uint16(port), first: first, units: n}
+		s.used += n
+		l := &lease{shared: s, handler: handler, flow: uint16(port), first: first, units: n}
 		for i := range n {
 			s.leases[port*units+first+i].Store(l)
 		}
@@ -199,6 +254,10 @@ func (s *sharedSession) rest() {
 	s.retireLocked()
 	kind := s.pool.kinds[s.key]
 	kind.current = nil
+	if kind.successor != nil {
+		kind.successor.retireLocked()
+		kind.successor = nil
+	}
 	s.pool.forgetLocked(s.key, kind)
 }
 

@@ -138,7 +138,11 @@ func TestSharedReplaced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := testFleet(t)
 		first, _ := openLease(t, f, udp, unit)
+		prepared := 0
 		for {
+			if sessions, _ := left(f); sessions == 2 {
+				prepared++
+			}
 			l, _ := openLease(t, f, udp, maxLease)
 			l.Close()
 			if l.shared != first.shared {
@@ -148,6 +152,9 @@ func TestSharedReplaced(t *testing.T) {
 		if sessions, _ := left(f); !first.shared.retired || sessions != 2 {
 			t.Errorf("retired: %v, %d sessions", first.shared.retired, sessions)
 		}
+		if want := sharedPorts * units / 4 / (maxLease / unit); prepared < want-sharedPorts || prepared > want+sharedPorts {
+			t.Errorf("its successor was open for %d leases, want some %d", prepared, want)
+		}
 		first.Close()
 		if sessions, _ := left(f); sessions != 1 {
 			t.Errorf("%d sessions, want the new one", sessions)
@@ -156,6 +163,58 @@ func TestSharedReplaced(t *testing.T) {
 		if sessions, _ := left(f); sessions != 0 || f.ports.blocks.InUse() != 0 {
 			t.Errorf("%d sessions, %d ports are left", sessions, f.ports.blocks.InUse())
 		}
+	})
+}
+
+// TestSharedRests: with the current session its successor is closed.
+func TestSharedRests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := testFleet(t)
+		for {
+			l, _ := openLease(t, f, udp, maxLease)
+			l.Close()
+			if sessions, _ := left(f); sessions == 2 {
+				break
+			}
+		}
+		time.Sleep(sharedIdle + defaultLinger + time.Second)
+		if sessions, kinds := left(f); sessions != 0 || kinds != 0 || f.ports.blocks.InUse() != 0 {
+			t.Errorf("%d sessions, %d kinds, %d ports are left", sessions, kinds, f.ports.blocks.InUse())
+		}
+	})
+}
+
+// TestSharedWithoutPorts: where there are none for a successor, requests go on until the session is used up, and then wait.
+func TestSharedWithoutPorts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, err := volta.NewBlocks(1000, 1000+sharedPorts, sharedPorts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := newFleet(b, quiet())
+		first, _ := openLease(t, f, udp, unit)
+		leases := 0
+		for begin := time.Now(); ; leases++ {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			l, err := f.Open(ctx, anycast.SessionConfig{Probes: udp, Numbers: maxLease, Handler: new(recorder)})
+			cancel()
+			if err == nil {
+				l.Close()
+				continue
+			}
+			if took := time.Since(begin); !errors.Is(err, anycast.ErrNoPorts) || took != time.Second {
+				t.Errorf("after %v: %v", took, err)
+			}
+			break
+		}
+		if most := sharedPorts * units / (maxLease / unit); leases < most-sharedPorts || leases > most {
+			t.Errorf("%d leases, want some %d", leases, most)
+		}
+		first.Close()
+		time.Sleep(time.Minute)
+		again, _ := openLease(t, f, udp, unit)
+		again.Close()
+		time.Sleep(time.Minute)
 	})
 }
 
