@@ -301,7 +301,9 @@ func TestAnycastForged(t *testing.T) {
 	eu := f.targets(20, "eu1", "eu2", "eu3")
 	m := f.measure(catchment(200, "nyc"), eu)
 	m.end()
-	if n := m.once(eu); n != len(eu) || m.summary.Answered != uint64(len(eu)) || m.summary.Duplicates != uint64(len(eu)) {
+	// The measurement is over with the last target's answer, the second copy of which may come just after.
+	twice := m.summary.Duplicates
+	if n := m.once(eu); n != len(eu) || m.summary.Answered != uint64(len(eu)) || twice != uint64(len(eu)) && twice != uint64(len(eu)-1) {
 		t.Errorf("%d of %d answered; %+v", n, len(eu), m.summary)
 	}
 
