@@ -39,7 +39,7 @@ func (r *run) trace(ctx context.Context) error {
 		return err
 	}
 	defer via.Close()
-	f := newFilter(&r.def, r.Done, r.senders)
+	f := newFilter(&r.def, r.Done, r.origins)
 	var targets []Target
 	for _, t := range r.Targets {
 		if t.Addr = t.Addr.Unmap(); f.takes(t.Addr) {

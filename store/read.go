@@ -208,8 +208,9 @@ func (s *Store) Results(ctx context.Context, q anycast.Query, yield func(id stri
 		order = " ORDER BY r.m, r.seq" // as the table is
 	}
 	catches, err := tx.QueryContext(ctx, `SELECT t.id, r.seq, r.target, s.name, h.name, r.responder, r.protocol, r.status, r.flow, r.round, r.rtt,
-		r.clock_error, r.reply_ttl, r.text, r.duplicates, r.time
-		FROM catch r JOIN measurement t ON t.m = r.m JOIN site s ON s.site = r.sender JOIN site h ON h.site = r.receiver`+catch.String()+order, catch.args...)
+		r.clock_error, r.reply_ttl, r.text, r.duplicates, r.time, o.name
+		FROM catch r JOIN measurement t ON t.m = r.m JOIN site s ON s.site = r.sender JOIN site h ON h.site = r.receiver
+		JOIN origin o ON o.origin = r.origin`+catch.String()+order, catch.args...)
 	if err != nil {
 		return explain("read results", err)
 	}
@@ -259,7 +260,7 @@ func scanCatch(c *cursor) error {
 	var p measurepb.Catch
 	var text sql.NullString
 	err := c.rows.Scan(&c.id, &c.seq, &p.Target, &p.Sender, &p.Receiver, &p.Responder, &p.Protocol, &p.Status, &p.Flow, &p.Round, &p.Rtt, &p.ClockError,
-		&p.ReplyTtl, &text, &p.Duplicates, &p.Time)
+		&p.ReplyTtl, &text, &p.Duplicates, &p.Time, &p.Origin)
 	if err != nil {
 		return err
 	}

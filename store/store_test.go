@@ -101,7 +101,7 @@ func everything() []anycast.Result {
 	catch := anycast.Catch{
 		Target: addr("203.0.113.7"), Sender: "fra1", Receiver: "ams2", Responder: addr("203.0.113.1"), Protocol: stateless.CHAOS,
 		Status: probe.Replied, Flow: 3, Round: 2, RTT: 12345 * time.Microsecond, ClockError: time.Millisecond, ReplyTTL: 55, Text: "ns1.ams",
-		Duplicates: 1, Time: start,
+		Duplicates: 1, Time: start, Origin: "east",
 	}
 	silent := anycast.Catch{Target: addr("2001:db8::7"), Sender: "fra1", Protocol: stateless.ICMP, Status: probe.NoReply, Time: start.Add(time.Second)}
 	return []anycast.Result{
@@ -499,6 +499,37 @@ func TestBadFiles(t *testing.T) {
 		}
 		if _, err := store.Open(dir, store.Options{}); !errors.Is(err, store.ErrNewer) {
 			t.Errorf("got %v, want ErrNewer", err)
+		}
+	})
+	t.Run("of the first version", func(t *testing.T) {
+		dir := t.TempDir()
+		// As it was written then: there were no origins.
+		err := store.MakeVersion(dir, 1,
+			`INSERT INTO measurement VALUES (1, 'old', 'catchment', 'weekly', 'alice', '', 'done', '', 1767323045000000600, 1767323046000000000, 1,
+				'{"program":"catchment","name":"weekly","source":"192.0.2.1","protocol":"icmp","pace":{"rate":100}}', '{"done":1,"total":1,"sent":1,"answered":1}')`,
+			`INSERT INTO target VALUES (1, 0, 4, x'cb007107')`,
+			`INSERT INTO site VALUES (1, 'fra1'), (2, 'ams2')`,
+			`INSERT INTO catch VALUES (1, 1, x'cb007107', 1, 2, NULL, 1, 1, 0, 0, 12345000, 0, 55, NULL, 0, 1767323045000000600)`,
+			`UPDATE counter SET seq = 1`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := open(t, dir, store.Options{})
+		list, err := s.Measurements(t.Context(), anycast.Query{})
+		if err != nil || len(list) != 1 || list[0].Definition.Source != addr("192.0.2.1") || list[0].Definition.Origins != nil {
+			t.Fatalf("measurements %+v, %v", list, err)
+		}
+		appendAll(t, s, "old", &anycast.Catch{Target: addr("203.0.113.8"), Sender: "fra1", Origin: "west", Protocol: stateless.ICMP, Status: probe.NoReply, Time: start})
+		_, got := results(t, s, anycast.Query{Measurement: "old"})
+		want := []anycast.Result{
+			&anycast.Catch{
+				Target: addr("203.0.113.7"), Sender: "fra1", Receiver: "ams2", Protocol: stateless.ICMP, Status: probe.Replied,
+				RTT: 12345 * time.Microsecond, ReplyTTL: 55, Time: start,
+			},
+			&anycast.Catch{Target: addr("203.0.113.8"), Sender: "fra1", Origin: "west", Protocol: stateless.ICMP, Status: probe.NoReply, Time: start},
+		}
+		if diff := cmp.Diff(want, got, exact); diff != "" {
+			t.Errorf("want -, got +:\n%s", diff)
 		}
 	})
 	t.Run("a file where the directory should be", func(t *testing.T) {
