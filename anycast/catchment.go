@@ -55,6 +55,9 @@ func (r *run) catchment(ctx context.Context) error {
 	if err = p.s.openOrigins(ctx, r.def.Protocol, 1, nil); err != nil {
 		return err
 	}
+	if r.Prior != nil {
+		p.s.addPrior(p.tallies)
+	}
 	err = p.s.sweep(ctx)
 	r.blame(p.s)
 	p.tallies.fill(&r.summary, p.s.view())

@@ -67,6 +67,8 @@ func (s *sweep) append(ctx context.Context, f *filter, targets []Target) error {
 	for i := range targets {
 		a := targets[i].Addr.Unmap()
 		switch {
+		case !a.IsValid() && targets[i].Name != "":
+			f.skipped[SkipUnresolved]++
 		case !f.takes(a):
 		case (len(s.targets.addrs)+1)*s.numbers > maxProbes:
 			return &FieldError{Field: "targets", Value: len(s.targets.addrs), Reason: fmt.Sprintf("up to %d probes in one run: split it", maxProbes)}

@@ -197,6 +197,22 @@ func (t *tallies) add(a netip.Addr, sites []uint16) {
 	}
 }
 
+// addPrior books what an earlier part of the measurement found.
+func (s *sweep) addPrior(t *tallies) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	homes := make([]uint16, len(t.each))
+	for a, sites := range s.run.Prior {
+		for i := range homes {
+			homes[i] = noSite
+			if sites[i] != "" {
+				homes[i] = s.siteLocked(sites[i])
+			}
+		}
+		t.add(a, homes)
+	}
+}
+
 // fill writes the sums, for each origin if there are several.
 func (t *tallies) fill(sum *Summary, sites []siteState) {
 	if t.origins[0].Name == "" {

@@ -6,6 +6,7 @@ package anycast
 import (
 	"context"
 	"fmt"
+	"iter"
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
@@ -24,6 +25,9 @@ type Job struct {
 	Sink Sink
 	// Done tells which targets have their results already, from a run that was cut: they are skipped. May be nil.
 	Done func(netip.Addr) bool
+	// Prior gives these targets, each once, with the site that it reaches under each of the definition's origins ("" is none), so that
+	// the summary of a catchment is about all targets. May be nil.
+	Prior iter.Seq2[netip.Addr, []string]
 	// Log is for what the operator should know. By default nothing is logged.
 	Log *slog.Logger
 	// Seed makes the order of the targets repeatable; 0 is another order each time.

@@ -39,6 +39,8 @@ const (
 	SkipReserved  = "reserved"
 	// SkipNoSource means that no sender has an address of the target's IP version.
 	SkipNoSource = "no source"
+	// SkipUnresolved means that a name of a feed has no address.
+	SkipUnresolved = "unresolved"
 	// SkipDone means that there are results already, of a run that is being resumed.
 	SkipDone = "done"
 )
