@@ -105,10 +105,10 @@ func TestFeedWaits(t *testing.T) {
 	job := anycast.Job{
 		Definition: anycast.Definition{Program: anycast.KindCatchment, Sites: []string{"fra"}, Pace: anycast.Pace{Rate: rate}},
 		Feed: func(context.Context) ([]anycast.Target, error) {
-			switch {
-			case given == 0:
+			switch given {
+			case 0:
 				begin = time.Now()
-			case given == chunks:
+			case chunks:
 				return nil, io.EOF
 			}
 			if ahead := given*chunk - int(time.Since(begin).Seconds()*rate); ahead > 25*chunk {

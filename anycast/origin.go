@@ -139,14 +139,6 @@ func (r *run) placeOrigins() {
 	}
 }
 
-// named gives the origin's name to what a note or an error is about.
-func (o *sender) named(what string) string {
-	if o.Name == "" {
-		return what
-	}
-	return what + " of origin " + o.Name
-}
-
 // probesFrom is what the probes of an origin look like.
 func (d *Definition) probesFrom(o *Origin, kind stateless.Kind, ports int) stateless.Config {
 	conf := d.probesOf(kind, ports)

@@ -158,7 +158,7 @@ func TestFeedRestart(t *testing.T) {
 	if err := store.Update(t.Context(), kept); err != nil {
 		t.Fatal(err)
 	}
-	s = start(t, Options{Store: store})
+	start(t, Options{Store: store})
 	eventually(t, "the feed is marked as cut", func() bool {
 		m := must(store.Measurements(t.Context(), anycast.Query{Measurement: id}))[0]
 		return m.State == anycast.Interrupted && strings.Contains(m.Error, "gone")
