@@ -67,6 +67,7 @@ type Store struct {
 	room    sync.Cond // pending shrank
 	pending []row
 	failed  map[string]error // by measurement: results that could not be kept, until somebody is told
+	leaving map[string]bool  // measurements that are being deleted
 	closed  bool
 
 	wake chan struct{}
@@ -105,7 +106,7 @@ func Open(dir string, opts Options) (*Store, error) {
 		return nil, explain(what, err)
 	}
 	s := &Store{
-		opts: opts, numbers: map[string]int64{}, failed: map[string]error{},
+		opts: opts, numbers: map[string]int64{}, failed: map[string]error{}, leaving: map[string]bool{},
 		wake: make(chan struct{}, 1),
 	}
 	s.room.L = &s.mu

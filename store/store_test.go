@@ -275,6 +275,71 @@ func TestDelete(t *testing.T) {
 	}
 }
 
+// TestSlowReaders holds that who reads slowly keeps nobody from reading and writing, and sees all of it.
+func TestSlowReaders(t *testing.T) {
+	s := open(t, t.TempDir(), store.Options{})
+	begin(t, s, measurement("a", anycast.KindCatchment, start))
+	const rows, slow = 10_000, 10
+	var want []anycast.Result
+	for i := 0; i < rows; i += 1000 {
+		page := slab(i, 1000)
+		page[500] = &anycast.TextResult{Code: int32(i)} // of the other table
+		want = append(want, page...)
+		appendAll(t, s, "a", page...)
+	}
+	begun, release := make(chan struct{}), make(chan struct{})
+	errs := make(chan error, slow)
+	for range slow {
+		go func() { // waited for below
+			n := 0
+			err := s.Results(t.Context(), anycast.Query{Measurement: "a", Limit: rows - 1}, func(id string, r anycast.Result) bool {
+				if n == 0 {
+					begun <- struct{}{}
+					<-release
+				}
+				if !cmp.Equal(r, want[n], exact) {
+					t.Errorf("result %d is %+v, want %+v", n, r, want[n])
+					return false
+				}
+				n++
+				return true
+			})
+			if err == nil && n != rows-1 {
+				err = fmt.Errorf("%d results", n)
+			}
+			errs <- err
+		}()
+	}
+	for range slow {
+		<-begun
+	}
+	if list, err := s.Measurements(t.Context(), anycast.Query{}); err != nil || len(list) != 1 {
+		t.Errorf("%d measurements, %v", len(list), err)
+	}
+	appendAll(t, s, "a", slab(rows, 1)...)
+	if _, all := results(t, s, anycast.Query{Measurement: "a"}); len(all) != rows+1 {
+		t.Errorf("%d results, want %d", len(all), rows+1)
+	}
+	close(release)
+	for range slow {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	n := 0
+	err := s.Results(t.Context(), anycast.Query{Measurement: "a"}, func(string, anycast.Result) bool {
+		if n++; n == 100 {
+			if err := s.Delete(t.Context(), "a"); err != nil {
+				t.Error(err)
+			}
+		}
+		return true
+	})
+	if !errors.Is(err, anycast.ErrNoMeasurement) || n >= rows {
+		t.Errorf("deleted while it was read: %d results, %v", n, err)
+	}
+}
+
 func TestRetention(t *testing.T) {
 	s := open(t, t.TempDir(), store.Options{Retention: time.Hour, Sweep: 10 * time.Millisecond})
 	for id, age := range map[string]time.Duration{"old": 2 * time.Hour, "new": time.Minute, "running": 3 * time.Hour} {

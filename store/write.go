@@ -505,6 +505,14 @@ func (s *Store) deleteLocked(ctx context.Context, id string) error {
 		return err
 	}
 	what := "delete measurement " + id
+	s.mu.Lock()
+	s.leaving[id] = true
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		delete(s.leaving, id)
+		s.mu.Unlock()
+	}()
 	// The measurement goes last: a delete that was cut short can be repeated.
 	for _, table := range []string{"catch", "result"} {
 		for {
