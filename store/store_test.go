@@ -279,12 +279,23 @@ func TestDelete(t *testing.T) {
 func TestSlowReaders(t *testing.T) {
 	s := open(t, t.TempDir(), store.Options{})
 	begin(t, s, measurement("a", anycast.KindCatchment, start))
-	const rows, slow = 10_000, 10
-	var want []anycast.Result
+	const rows, slow = 10_000, 6
+	var want []string
+	nameOf := func(r anycast.Result) string {
+		switch r := r.(type) {
+		case *anycast.Catch:
+			return r.Target.String()
+		case *anycast.TextResult:
+			return fmt.Sprint(r.Code)
+		}
+		return "something else"
+	}
 	for i := 0; i < rows; i += 1000 {
 		page := slab(i, 1000)
 		page[500] = &anycast.TextResult{Code: int32(i)} // of the other table
-		want = append(want, page...)
+		for _, r := range page {
+			want = append(want, nameOf(r))
+		}
 		appendAll(t, s, "a", page...)
 	}
 	begun, release := make(chan struct{}), make(chan struct{})
@@ -297,8 +308,8 @@ func TestSlowReaders(t *testing.T) {
 					begun <- struct{}{}
 					<-release
 				}
-				if !cmp.Equal(r, want[n], exact) {
-					t.Errorf("result %d is %+v, want %+v", n, r, want[n])
+				if nameOf(r) != want[n] {
+					t.Errorf("result %d is %s, want %s", n, nameOf(r), want[n])
 					return false
 				}
 				n++
