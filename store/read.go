@@ -127,7 +127,7 @@ func (s *Store) settle(ctx context.Context) error {
 }
 
 // Targets implements [anycast.Store].
-func (s *Store) Targets(ctx context.Context, id string) ([]netip.Addr, error) {
+func (s *Store) Targets(ctx context.Context, id string) ([]anycast.Target, error) {
 	what := "read targets of " + id
 	var number int64
 	var count int
@@ -143,7 +143,7 @@ func (s *Store) Targets(ctx context.Context, id string) ([]netip.Addr, error) {
 		return nil, explain(what, err)
 	}
 	defer rows.Close()
-	var targets []netip.Addr
+	var targets []anycast.Target
 	for rows.Next() {
 		var size int
 		var data sql.RawBytes
@@ -155,10 +155,34 @@ func (s *Store) Targets(ctx context.Context, id string) ([]netip.Addr, error) {
 		}
 		for ; len(data) > 0; data = data[size:] {
 			a, _ := netip.AddrFromSlice(data[:size])
-			targets = append(targets, a)
+			targets = append(targets, anycast.Target{Addr: a})
 		}
 	}
-	return targets, explain(what, rows.Err())
+	if err := rows.Err(); err != nil {
+		return nil, explain(what, err)
+	}
+	return targets, s.nameTargets(ctx, what, number, targets)
+}
+
+// nameTargets gives targets the names that they were called by.
+func (s *Store) nameTargets(ctx context.Context, what string, number int64, targets []anycast.Target) error {
+	rows, err := s.read.QueryContext(ctx, "SELECT at, name FROM target_name WHERE m = ?", number)
+	if err != nil {
+		return explain(what, err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var at int
+		var name string
+		if err := rows.Scan(&at, &name); err != nil {
+			return explain(what, err)
+		}
+		if at < 0 || at >= len(targets) {
+			return fmt.Errorf("%s: %w", what, ErrCorrupt)
+		}
+		targets[at].Name = name
+	}
+	return explain(what, rows.Err())
 }
 
 // resultConditions gives the conditions on each of the two tables of results.

@@ -69,10 +69,20 @@ func measurement(id string, program anycast.ProgramKind, at time.Time) anycast.M
 func begin(t testing.TB, s *store.Store, m anycast.Measurement, targets ...netip.Addr) {
 	t.Helper()
 	m.Targets = len(targets)
-	if err := s.Begin(t.Context(), m, targets); err != nil {
+	list := make([]anycast.Target, len(targets))
+	for i, a := range targets {
+		list[i].Addr = a
+		if i%2 == 1 {
+			list[i].Name = nameOf(a)
+		}
+	}
+	if err := s.Begin(t.Context(), m, list); err != nil {
 		t.Fatal(err)
 	}
 }
+
+// nameOf is the name of every second target.
+func nameOf(a netip.Addr) string { return "host-" + a.String() }
 
 func appendAll(t testing.TB, s *store.Store, id string, results ...anycast.Result) {
 	t.Helper()
@@ -145,8 +155,14 @@ func TestResultsComeBack(t *testing.T) {
 		if diff := cmp.Diff(want, got, exact); diff != "" {
 			t.Errorf("results changed (-given +kept):\n%s", diff)
 		}
-		if got, err := s.Targets(t.Context(), "m1"); err != nil || !slices.Equal(got, targets) {
-			t.Errorf("got targets %v, %v, want %v", got, err, targets)
+		kept, err := s.Targets(t.Context(), "m1")
+		if err != nil || len(kept) != len(targets) {
+			t.Fatalf("got %d targets, %v, want %d", len(kept), err, len(targets))
+		}
+		for i, target := range kept {
+			if target.Addr != targets[i] || (target.Name != "") != (i%2 == 1) || target.Name != "" && target.Name != nameOf(targets[i]) {
+				t.Errorf("target %d is %v, want %v", i, target, targets[i])
+			}
 		}
 	}
 	check(s)
@@ -281,7 +297,7 @@ func TestSlowReaders(t *testing.T) {
 	begin(t, s, measurement("a", anycast.KindCatchment, start))
 	const rows, slow = 10_000, 6
 	var want []string
-	nameOf := func(r anycast.Result) string {
+	called := func(r anycast.Result) string {
 		switch r := r.(type) {
 		case *anycast.Catch:
 			return r.Target.String()
@@ -294,7 +310,7 @@ func TestSlowReaders(t *testing.T) {
 		page := slab(i, 1000)
 		page[500] = &anycast.TextResult{Code: int32(i)} // of the other table
 		for _, r := range page {
-			want = append(want, nameOf(r))
+			want = append(want, called(r))
 		}
 		appendAll(t, s, "a", page...)
 	}
@@ -308,8 +324,8 @@ func TestSlowReaders(t *testing.T) {
 					begun <- struct{}{}
 					<-release
 				}
-				if nameOf(r) != want[n] {
-					t.Errorf("result %d is %s, want %s", n, nameOf(r), want[n])
+				if called(r) != want[n] {
+					t.Errorf("result %d is %s, want %s", n, called(r), want[n])
 					return false
 				}
 				n++
@@ -591,6 +607,9 @@ func TestBadFiles(t *testing.T) {
 			t.Fatal(err)
 		}
 		s := open(t, dir, store.Options{})
+		if targets, err := s.Targets(t.Context(), "old"); err != nil || len(targets) != 1 || targets[0] != (anycast.Target{Addr: addr("203.0.113.7")}) {
+			t.Errorf("targets %v, %v", targets, err)
+		}
 		list, err := s.Measurements(t.Context(), anycast.Query{})
 		if err != nil || len(list) != 1 || list[0].Definition.Source != addr("192.0.2.1") || list[0].Definition.Origins != nil {
 			t.Fatalf("measurements %+v, %v", list, err)

@@ -44,7 +44,7 @@ func (s *Store) transact(ctx context.Context, what string, f func(*sql.Tx) error
 }
 
 // Begin implements [anycast.Store].
-func (s *Store) Begin(ctx context.Context, m anycast.Measurement, targets []netip.Addr) error {
+func (s *Store) Begin(ctx context.Context, m anycast.Measurement, targets []anycast.Target) error {
 	definition, err := json.Marshal(&m.Definition)
 	if err != nil {
 		return fmt.Errorf("keep measurement %s: %w", m.ID, err)
@@ -70,14 +70,21 @@ func (s *Store) Begin(ctx context.Context, m anycast.Measurement, targets []neti
 		if number, err = r.LastInsertId(); err != nil {
 			return err
 		}
+		for at := range targets {
+			if name := targets[at].Name; name != "" {
+				if _, err := tx.ExecContext(ctx, "INSERT INTO target_name VALUES (?, ?, ?)", number, at, name); err != nil {
+					return err
+				}
+			}
+		}
 		for chunk := 0; len(targets) > 0; chunk++ {
-			n, size := 1, targets[0].BitLen()/8
-			for n < len(targets) && n < chunkTargets && targets[n].BitLen()/8 == size {
+			n, size := 1, targets[0].Addr.BitLen()/8
+			for n < len(targets) && n < chunkTargets && targets[n].Addr.BitLen()/8 == size {
 				n++
 			}
 			data := make([]byte, 0, n*size)
-			for _, a := range targets[:n] {
-				data = append(data, a.AsSlice()...)
+			for i := range targets[:n] {
+				data = append(data, targets[i].Addr.AsSlice()...)
 			}
 			if _, err := tx.ExecContext(ctx, "INSERT INTO target VALUES (?, ?, ?, ?)", number, chunk, size, data); err != nil {
 				return err
@@ -533,7 +540,7 @@ func (s *Store) deleteLocked(ctx context.Context, id string) error {
 	}
 	err = s.transact(ctx, what, func(tx *sql.Tx) error {
 		// Of results only what came meanwhile.
-		for _, table := range []string{"catch", "result", "target", "measurement"} {
+		for _, table := range []string{"catch", "result", "target", "target_name", "measurement"} {
 			if _, err := tx.ExecContext(ctx, "DELETE FROM "+table+" WHERE m = ?", number); err != nil {
 				return err
 			}

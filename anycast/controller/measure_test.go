@@ -371,7 +371,7 @@ func (s *fullStore) Update(ctx context.Context, m anycast.Measurement) error {
 	return s.Store.Update(ctx, m)
 }
 
-func (s *fullStore) Begin(ctx context.Context, m anycast.Measurement, targets []netip.Addr) error {
+func (s *fullStore) Begin(ctx context.Context, m anycast.Measurement, targets []anycast.Target) error {
 	if s.full.Load() {
 		return errFull
 	}
@@ -479,7 +479,7 @@ func TestCrash(t *testing.T) {
 		{ID: "1", Definition: catchment(1000, "a"), State: anycast.Running, Start: now, Targets: 4},
 		{ID: "2", Definition: anycast.Definition{Program: anycast.KindTrace, Sites: []string{"a"}}, State: anycast.Running, Start: now, Targets: 4},
 	} {
-		if err := store.Begin(t.Context(), m, hitList(4)); err != nil {
+		if err := store.Begin(t.Context(), m, []anycast.Target{{Addr: hitList(4)[0]}, {Addr: hitList(4)[1]}, {Addr: hitList(4)[2]}, {Addr: hitList(4)[3]}}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -87,11 +86,7 @@ func (c *Controller) create(ctx context.Context, m anycast.Measurement, targets 
 	m.ID = newID(m.Start)
 	m.Targets = len(targets)
 	m.Progress.Total = len(targets)
-	addrs := make([]netip.Addr, len(targets))
-	for i := range targets {
-		addrs[i] = targets[i].Addr
-	}
-	if err := c.store.Begin(ctx, m, addrs); err != nil {
+	if err := c.store.Begin(ctx, m, targets); err != nil {
 		c.metrics.storeErrors.Inc()
 		return nil, fmt.Errorf("%w: %w", errStore, err)
 	}

@@ -165,13 +165,9 @@ func (c *Controller) resumeOne(ctx context.Context, m anycast.Measurement) error
 		}
 		return fmt.Errorf("a %s starts from the beginning or not at all", m.Definition.Program)
 	}
-	addrs, err := c.store.Targets(ctx, m.ID)
+	targets, err := c.store.Targets(ctx, m.ID)
 	if err != nil {
 		return fmt.Errorf("targets: %w", err)
-	}
-	targets := make([]anycast.Target, len(addrs))
-	for i, a := range addrs {
-		targets[i].Addr = a
 	}
 	p := newPrior(&m.Definition)
 	err = c.store.Results(ctx, anycast.Query{Measurement: m.ID}, func(_ string, r anycast.Result) bool {
