@@ -295,7 +295,7 @@ func TestDelete(t *testing.T) {
 func TestSlowReaders(t *testing.T) {
 	s := open(t, t.TempDir(), store.Options{})
 	begin(t, s, measurement("a", anycast.KindCatchment, start))
-	const rows, slow = 10_000, 6
+	const rows, slow = 5000, 5
 	var want []string
 	called := func(r anycast.Result) string {
 		switch r := r.(type) {
