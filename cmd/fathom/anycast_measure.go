@@ -499,7 +499,7 @@ networks (/24 and /48), and with --weights in queries.
 
 ` + hitListHelp + feedHelp + `
 
-A measurement survives a restart of the controller.`,
+A measurement survives a restart of the controller, unless it is fed that way.`,
 		Example: `  fathom anycast catchment hitlist.txt
   fathom anycast catchment --site fra1 --rate 10000 --name weekly hitlist.txt
   fathom anycast catchment --source 192.0.2.1,192.0.2.129 hitlist.txt
