@@ -17,41 +17,50 @@ import (
 )
 
 // catchment is the program of KindCatchment: every target is probed from each sender, one after the other, and
-// where the answer comes home is the result.
+// where the answer comes home is the result. With several origins that is done for each of them.
 type catchment struct {
-	r       *run
-	s       *sweep
-	sources [][2]netip.Addr // of each sender, for IPv4 and IPv6
-	ports   uint16
-	tally   tally
+	r     *run
+	s     *sweep
+	steps []catchStep
+	// first is the position of the first vote for each origin among those for a target: one for each of its sites.
+	first   []int
+	votes   int // for a target
+	tallies *tallies
 }
+
+// catchStep is a turn of one origin: in each of its turns another one of its sites probes a target.
+type catchStep struct{ origin, turn int }
 
 // Catchment: which site hears the answers of each target? All senders probe a target in turn, SiteGap apart, and the
 // senders take the targets in turn, so that all have as much to do. A single sender that is lost is stood in for by others.
+// Origins take turns, too: what they are compared by is measured as close in time as that allows.
 func (r *run) catchment(ctx context.Context) error {
-	p := &catchment{r: r, tally: newTally(r.def.Weights)}
-	for i := range r.senders {
-		p.sources = append(p.sources, [2]netip.Addr{
-			sourceOf(&r.senders[i], r.def.Source, false), sourceOf(&r.senders[i], r.def.Source, true),
-		})
+	p := &catchment{r: r, tallies: r.newTallies()}
+	for i := range r.origins {
+		p.first = append(p.first, p.votes)
+		p.votes += len(r.origins[i].sites)
 	}
-	p.ports = 1
-	if r.def.Protocol == chaos { // where the number is the port
-		p.ports = uint16(len(r.senders) * r.def.Attempts)
+	for turn := range r.senders {
+		for i := range r.origins {
+			if turn < len(r.origins[i].sites) {
+				p.steps = append(p.steps, catchStep{i, turn})
+			}
+		}
 	}
 	var err error
-	if p.s, err = r.newSweep(p, r.take(), len(r.senders), needsStamps(r.def.Protocol)); err != nil {
+	if p.s, err = r.newSweep(p, r.take(), len(p.steps), needsStamps(r.def.Protocol)); err != nil {
 		return err
 	}
-	if len(p.s.targets.addrs) > 0 {
-		if err := p.s.open(ctx, r.def.probes(int(p.ports)), nil); err != nil {
-			return err
-		}
-		defer p.s.close()
+	defer p.s.close()
+	if err = p.s.openOrigins(ctx, r.def.Protocol, 1, nil); err != nil {
+		return err
+	}
+	if r.Prior != nil {
+		p.s.addPrior(p.tallies)
 	}
 	err = p.s.sweep(ctx)
 	r.blame(p.s)
-	p.tally.fill(&r.summary, p.s.view())
+	p.tallies.fill(&r.summary, p.s.view())
 	return err
 }
 
@@ -74,53 +83,48 @@ func (r *run) blame(s *sweep) {
 
 func (p *catchment) aim(b *block, i int) (shot, bool) {
 	six := p.s.targets.addrs[i].Is6()
-	n := len(p.r.senders)
-	at := (i + b.step) % n
-	if n == 1 && !p.s.usableLocked(0) {
-		return p.standIn(six)
+	step := p.steps[b.step]
+	o := &p.r.origins[step.origin]
+	at := o.sites[(i+step.turn)%len(o.sites)]
+	source := o.source(at, six)
+	if len(o.sites) == 1 && !p.s.usableLocked(uint16(at)) {
+		return p.standIn(o, step.origin, six)
 	}
-	if p.r.def.Responsive && b.step > 0 && !p.answered(b, i) {
+	// An origin that nobody reaches must not hide what the others find: each gets its first turn.
+	if p.r.def.Responsive && step.turn > 0 && !p.answered(b, i) {
 		return shot{}, false
 	}
-	source := p.source(at, six)
-	return shot{site: uint16(at), source: source}, source.IsValid()
+	return shot{site: uint16(at), session: p.s.sessionOf(step.origin, p.r.def.Protocol), source: source}, source.IsValid()
 }
 
 // answered tells whether target i has answered one of the sites before.
 func (p *catchment) answered(b *block, i int) bool {
 	votes, _ := b.data.([]uint16)
-	n := len(p.r.senders)
-	before := votes[(i-b.first)*n:][:b.step]
-	return slices.ContainsFunc(before, func(site uint16) bool { return site != noSite })
-}
-
-func (p *catchment) source(sender int, six bool) netip.Addr {
-	if six {
-		return p.sources[sender][1]
-	}
-	return p.sources[sender][0]
+	return slices.ContainsFunc(votes[(i-b.first)*p.votes:][:p.votes], func(site uint16) bool { return site != noSite })
 }
 
 // standIn finds another site to send from.
-func (p *catchment) standIn(six bool) (shot, bool) {
+func (p *catchment) standIn(o *sender, origin int, six bool) (shot, bool) {
+	session := p.s.sessionOf(origin, p.r.def.Protocol)
 	for i := range p.s.fleet {
 		site := &p.s.fleet[i]
-		source := sourceOf(site, p.r.def.Source, six)
+		source := sourceOf(site, o.Source, six)
 		if at := p.s.siteLocked(site.Name); site.Native && source.IsValid() && p.s.usableLocked(at) {
-			return shot{site: at, source: source}, true
+			return shot{site: at, session: session, source: source}, true
 		}
 	}
-	return shot{site: 0, source: p.source(0, six)}, true // to wait for it
+	only := o.sites[0]
+	return shot{site: uint16(only), session: session, source: o.source(only, six)}, true // to wait for it
 }
 
 func (p *catchment) pause(*block) time.Duration { return max(0, p.r.def.Pace.SiteGap) }
 
 func (p *catchment) end(b *block) error {
 	sites := p.s.view()
-	n := len(p.r.senders)
+	step := p.steps[b.step]
 	votes, _ := b.data.([]uint16)
 	if votes == nil {
-		votes = slices.Repeat([]uint16{noSite}, n*len(b.records))
+		votes = slices.Repeat([]uint16{noSite}, p.votes*len(b.records))
 		b.data = votes
 	}
 	slab := make([]Catch, 0, len(b.records))
@@ -129,15 +133,19 @@ func (p *catchment) end(b *block) error {
 		if rec.state == idle {
 			continue
 		}
-		slab = append(slab, Catch{})
+		slab = append(slab, Catch{Origin: p.r.origins[step.origin].Name})
 		p.s.catch(&slab[len(slab)-1], b, k, sites, p.r.def.Protocol)
 		if rec.state == answered && rec.status == probe.Replied {
-			votes[k*n+b.step] = rec.receiver
+			votes[k*p.votes+p.first[step.origin]+step.turn] = rec.receiver
 		}
 	}
-	if b.step == n-1 {
+	if b.step == len(p.steps)-1 {
+		homes := make([]uint16, len(p.r.origins))
 		for k := range b.records {
-			p.tally.add(p.s.targets.addrs[b.first+k], majority(votes[k*n:(k+1)*n]))
+			for i := range homes {
+				homes[i] = majority(votes[k*p.votes+p.first[i]:][:len(p.r.origins[i].sites)])
+			}
+			p.tallies.add(b.addrs[k], homes)
 		}
 	}
 	if len(slab) == 0 {
@@ -212,23 +220,25 @@ func (t *tally) add(a netip.Addr, site uint16) {
 	}
 }
 
-// fill writes the sums. The queries of a network are shared out in proportion to its targets.
-func (t *tally) fill(sum *Summary, sites []siteState) {
-	sum.Sites = make(map[string]int, len(t.sites))
+// sums gives how many targets each site catches, and what that is worth, nil without weights. The queries of a network are
+// shared out in proportion to its targets.
+func (t *tally) sums(sites []siteState) (caught map[string]int, worth map[string]float64) {
+	caught = make(map[string]int, len(t.sites))
 	for site, n := range t.sites {
-		sum.Sites[sites[site].name] = n
+		caught[sites[site].name] = n
 	}
 	if t.index == nil {
-		return
+		return caught, nil
 	}
-	sum.Weight = make(map[string]float64)
+	worth = make(map[string]float64)
 	for i, by := range t.heard {
 		total := 0
 		for _, n := range by {
 			total += n
 		}
 		for site, n := range by {
-			sum.Weight[sites[site].name] += t.weights[i].Queries * float64(n) / float64(total)
+			worth[sites[site].name] += t.weights[i].Queries * float64(n) / float64(total)
 		}
 	}
+	return caught, worth
 }

@@ -154,6 +154,12 @@ func (d *Definition) Check() error {
 	c.want(d.Trace == nil || d.Program == KindTrace, "trace", "options", "are for the program trace, not %s", d.Program)
 	c.want(d.Flipping == nil || d.Program == KindFlipping, "flipping", "options", "are for the program flipping, not %s", d.Program)
 	c.want(d.Watch == nil || d.Program == KindWatch, "watch", "options", "are for the program watch, not %s", d.Program)
+	if d.Feed {
+		c.want(d.Program == KindCatchment || d.Program == KindLatency || d.Program == KindFlipping, "feed", d.Feed,
+			"%s needs all targets at the start", d.Program)
+		c.want(d.Schedule == nil, "feed", d.Feed, "a schedule needs its targets again and again")
+	}
+	full.checkOrigins(&c)
 	c.want(!d.Responsive || d.Program == KindCatchment, "responsive", d.Responsive, "is for the program catchment, not %s", d.Program)
 	for _, w := range d.Weights {
 		c.want(w.Network.IsValid(), "weights", w.Network, "want a network such as 192.0.2.0/24")
@@ -212,8 +218,8 @@ func (d *Definition) checkFlipping(c *checker) {
 		_, err := stateless.ParseKind(k.String())
 		c.want(err == nil, "flipping.protocols", k, "want icmp, udp, tcp, dns or chaos")
 		c.want(!seen[k], "flipping.protocols", k, "is there twice")
-		c.want(k != stateless.CHAOS || o.Flows*o.Rounds*d.Attempts*len(o.Protocols) <= MaxFlows, "flipping.protocols", k,
-			"each of its probes takes a source port: want flows x rounds x protocols x attempts of at most %d", MaxFlows)
+		c.want(k != stateless.CHAOS || o.Flows*o.Rounds*d.Attempts*len(o.Protocols)*len(d.OriginList()) <= MaxFlows, "flipping.protocols", k,
+			"each of its probes takes a source port: want flows x rounds x protocols x origins x attempts of at most %d", MaxFlows)
 		seen[k] = true
 	}
 }

@@ -35,6 +35,11 @@ type Definition struct {
 	Sites []string `json:"sites,omitempty"`
 	// Source is the anycast address to send from; by default each site's first of the target's IP version.
 	Source netip.Addr `json:"source,omitzero"`
+	// Origins are several things to send from, side by side, in place of Source: for catchment, latency and flipping. The
+	// pace holds for all of them together. Each result says which of them it is about.
+	Origins []Origin `json:"origins,omitempty"`
+	// Feed tells that the targets come while the measurement runs, see [Job.Feed].
+	Feed bool `json:"feed,omitempty"`
 	// Protocol is what probes are made of.
 	Protocol stateless.Kind `json:"protocol,omitzero"`
 	// Port is the destination port, Size the length of the IP packets in bytes, TOS their type of service.

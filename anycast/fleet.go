@@ -69,7 +69,7 @@ type Fleet interface {
 
 // SessionConfig describes a session.
 type SessionConfig struct {
-	// Probes is what probes look like. The fleet chooses Key and FirstPort.
+	// Probes is what probes look like. The fleet chooses Key, and FirstPort unless it is set.
 	Probes stateless.Config
 	// Handler gets what happens. Its methods are called by the goroutines of the connections, several at once,
 	// and must not block.

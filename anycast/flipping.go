@@ -6,6 +6,7 @@ package anycast
 import (
 	"context"
 	"errors"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -28,51 +29,43 @@ const (
 	partingTimeout               = time.Second
 )
 
-// flipping is the program of KindFlipping. A step is one flow of one protocol in one round; all probes to a target
-// come from one sender, so that nothing but these differs.
+// flipping is the program of KindFlipping. A step is one flow of one protocol from one origin in one round; all probes to a target
+// from one origin come from one sender, so that nothing but these differs.
 type flipping struct {
 	r       *run
 	s       *sweep
-	sources [][2]netip.Addr
 	vias    map[viaOf]*Via
-	handler []*partingHandler // by protocol
-	tally   tally
+	handler []*partingHandler // by session
+	tallies *tallies
 
 	parted []*FlipResult // those whose paths are to be traced
 }
 
 // viaOf is what a via is made for.
-type viaOf struct{ sender, protocol int }
+type viaOf struct{ sender, origin, session int }
 
 func (r *run) flipping(ctx context.Context) error {
 	o := r.def.Flipping
-	p := &flipping{r: r, tally: newTally(r.def.Weights), vias: make(map[viaOf]*Via)}
-	for i := range r.senders {
-		s := &r.senders[i]
-		p.sources = append(p.sources, [2]netip.Addr{sourceOf(s, r.def.Source, false), sourceOf(s, r.def.Source, true)})
-	}
+	p := &flipping{r: r, tallies: r.newTallies(), vias: make(map[viaOf]*Via)}
 	stamps := slices.ContainsFunc(o.Protocols, needsStamps)
 	var err error
-	if p.s, err = r.newSweep(p, r.take(), o.Flows*len(o.Protocols)*o.Rounds, stamps); err != nil {
+	if p.s, err = r.newSweep(p, r.take(), o.Flows*len(o.Protocols)*len(r.origins)*o.Rounds, stamps); err != nil {
 		return err
 	}
 	defer p.s.close()
-	if len(p.s.targets.addrs) > 0 {
-		for _, kind := range o.Protocols {
-			ports := o.Flows
-			if kind == chaos {
-				ports = p.s.numbers
-			}
-			h := &partingHandler{vias: make(map[string]*Via)}
+	for _, kind := range o.Protocols {
+		err := p.s.openOrigins(ctx, kind, o.Flows, func(int) Handler {
+			h := &partingHandler{vias: make(map[viaOf]*Via)}
 			p.handler = append(p.handler, h)
-			if err := p.s.open(ctx, r.def.probesOf(kind, ports), h); err != nil {
-				return err
-			}
+			return h
+		})
+		if err != nil {
+			return err
 		}
 	}
 	err = p.s.sweep(ctx)
 	r.blame(p.s)
-	p.tally.fill(&r.summary, p.s.view())
+	p.tallies.fill(&r.summary, p.s.view())
 	if err == nil {
 		err = p.part(ctx)
 	} else if len(p.parted) > 0 { // cut short: what was found counts all the same
@@ -89,28 +82,35 @@ func flips(all []*FlipResult) []Result {
 	return results
 }
 
+// flipStep is what a step is.
+type flipStep struct{ flow, protocol, origin, round int }
+
 // of gives what a step is: flows vary fastest, rounds slowest.
-func (p *flipping) of(step int) (flow, protocol, round int) {
+func (p *flipping) of(step int) (of flipStep) {
 	o := p.r.def.Flipping
-	return step % o.Flows, step / o.Flows % len(o.Protocols), step / o.Flows / len(o.Protocols)
+	of.flow, step = step%o.Flows, step/o.Flows
+	of.protocol, step = step%len(o.Protocols), step/len(o.Protocols)
+	of.origin, of.round = step%len(p.r.origins), step/len(p.r.origins)
+	return of
 }
 
 // aim implements sweeper.
 func (p *flipping) aim(b *block, i int) (shot, bool) {
-	flow, protocol, _ := p.of(b.step)
-	at := i % len(p.sources)
-	source := p.sources[at][0]
-	if p.s.targets.addrs[i].Is6() {
-		source = p.sources[at][1]
+	step := p.of(b.step)
+	o := &p.r.origins[step.origin]
+	if len(o.sites) == 0 {
+		return shot{}, false
 	}
-	return shot{site: uint16(at), session: protocol, flow: uint16(flow), source: source}, source.IsValid()
+	at := o.sites[i%len(o.sites)]
+	source := o.source(at, p.s.targets.addrs[i].Is6())
+	session := p.s.sessionOf(step.origin, p.r.def.Flipping.Protocols[step.protocol])
+	return shot{site: uint16(at), session: session, flow: uint16(step.flow), source: source}, source.IsValid()
 }
 
 // pause implements sweeper: rounds begin Interval apart.
 func (p *flipping) pause(b *block) time.Duration {
 	f := b.data.(*flipBlock)
-	_, _, round := p.of(b.step)
-	if _, _, next := p.of(b.step + 1); next == round || b.step+1 == p.s.steps {
+	if p.of(b.step+1).round == p.of(b.step).round || b.step+1 == p.s.steps {
 		return 0
 	}
 	wait := time.Until(f.round.Add(p.r.def.Flipping.Interval))
@@ -121,7 +121,7 @@ func (p *flipping) pause(b *block) time.Duration {
 // flipBlock is a block's data.
 type flipBlock struct {
 	round   time.Time // when it began
-	catches [][]Catch // by target
+	catches [][]Catch // by target and origin
 }
 
 // end implements sweeper.
@@ -129,36 +129,39 @@ func (p *flipping) end(b *block) error {
 	sites := p.s.view()
 	f, _ := b.data.(*flipBlock)
 	if f == nil {
-		f = &flipBlock{catches: make([][]Catch, len(b.records))}
+		f = &flipBlock{catches: make([][]Catch, len(b.records)*len(p.r.origins))}
 		b.data = f
 	}
 	if f.round.IsZero() {
 		f.round = b.began
 	}
-	flow, protocol, round := p.of(b.step)
+	step, n := p.of(b.step), len(p.r.origins)
 	for k := range b.records {
 		if rec := &b.records[k]; rec.state != answered || !isReply(rec.status) {
 			continue
 		}
-		var c Catch
-		p.s.catch(&c, b, k, sites, p.r.def.Flipping.Protocols[protocol])
-		c.Flow, c.Round = uint16(flow), round
-		f.catches[k] = append(f.catches[k], c)
+		c := Catch{Origin: p.r.origins[step.origin].Name}
+		p.s.catch(&c, b, k, sites, p.r.def.Flipping.Protocols[step.protocol])
+		c.Flow, c.Round = uint16(step.flow), step.round
+		all := &f.catches[k*n+step.origin]
+		*all = append(*all, c)
 	}
 	if b.step < p.s.steps-1 {
 		return nil
 	}
 	var found []Result
-	for k, catches := range f.catches {
-		if len(catches) == 0 {
-			continue
-		}
-		target := p.s.targets.addrs[b.first+k]
+	homes := make([]uint16, n)
+	for at, catches := range f.catches {
+		target := b.addrs[at/n]
 		res := newFlipResult(target, catches)
-		p.tally.add(target, p.home(res))
+		homes[at%n] = p.home(res)
+		if at%n == n-1 {
+			p.tallies.add(target, homes)
+		}
 		if len(res.Seen) < 2 {
 			continue
 		}
+		res.Origin = p.r.origins[at%n].Name
 		p.r.summary.Moved++
 		if _, ok := res.pair(); ok && !p.r.def.Flipping.NoPaths && len(p.parted) < maxParting {
 			p.parted = append(p.parted, res)
@@ -174,6 +177,9 @@ func (p *flipping) end(b *block) error {
 
 // home is the site that heard most.
 func (p *flipping) home(r *FlipResult) uint16 {
+	if len(r.Seen) == 0 {
+		return noSite
+	}
 	best, most := "", 0
 	for site, n := range r.Seen {
 		if n > most || n == most && site < best {
@@ -259,29 +265,28 @@ func (r *FlipResult) pair() (two [2]*Catch, ok bool) {
 // partingHandler hands events of a session on to the via that they are for.
 type partingHandler struct {
 	mu   sync.Mutex // guards the map
-	vias map[string]*Via
+	vias map[viaOf]*Via
 }
 
 func (h *partingHandler) HandleSent(e Sent) {
-	h.mu.Lock()
-	v := h.vias[e.Site]
-	h.mu.Unlock()
-	if v != nil {
-		v.HandleSent(e)
+	for _, v := range h.all() {
+		if v.firstBatch <= e.Batch && e.Batch < v.firstBatch+otherBatches {
+			v.HandleSent(e)
+		}
 	}
 }
 
 // HandleAnswers offers answers to all vias: their numbers are different.
 func (h *partingHandler) HandleAnswers(all []Answer) {
-	h.mu.Lock()
-	vias := make([]*Via, 0, len(h.vias))
-	for _, v := range h.vias {
-		vias = append(vias, v)
-	}
-	h.mu.Unlock()
-	for _, v := range vias {
+	for _, v := range h.all() {
 		v.HandleAnswers(all)
 	}
+}
+
+func (h *partingHandler) all() []*Via {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Collect(maps.Values(h.vias))
 }
 
 // part traces the ways of two flows to each target that flips between flows, to find where they part. The traces use
@@ -325,26 +330,28 @@ func (p *flipping) part(ctx context.Context) error {
 
 // via gives the one that traces the flows of an observation.
 func (p *flipping) via(c *Catch) (*Via, error) {
-	sender := slices.IndexFunc(p.r.senders, func(s Site) bool { return s.Name == c.Sender })
-	protocol := slices.Index(p.r.def.Flipping.Protocols, c.Protocol)
-	key := viaOf{sender, protocol}
+	at := slices.IndexFunc(p.r.senders, func(s Site) bool { return s.Name == c.Sender })
+	origin := slices.IndexFunc(p.r.origins, func(o sender) bool { return o.Name == c.Origin })
+	o := &p.r.origins[origin]
+	key := viaOf{at, origin, p.s.sessionOf(origin, c.Protocol)}
 	if v := p.vias[key]; v != nil {
 		return v, nil
 	}
 	v, err := newVia(ViaConf{
-		Fleet: p.r.Fleet, Site: c.Sender, Source: p.r.def.Source, Probes: p.r.def.probesOf(c.Protocol, p.r.def.Flipping.Flows),
+		Fleet: p.r.Fleet, Site: c.Sender, Source: o.Source, Probes: p.r.def.probesFrom(&o.Origin, c.Protocol, p.r.def.Flipping.Flows),
 	})
 	if err != nil {
 		return nil, err
 	}
 	// Each its share of the numbers that the sweep does not use.
-	share := (stateless.MaxNumber + 1 - p.s.numbers) / len(p.r.senders)
-	v.session = p.s.sessions[protocol]
-	v.firstNumber, v.numbers = p.s.numbers+sender*share, share
-	v.firstBatch = otherBatches * uint64(1+sender)
-	h := p.handler[protocol]
+	share := (stateless.MaxNumber + 1 - p.s.numbers) / (len(p.r.senders) * len(p.r.origins))
+	number := at*len(p.r.origins) + origin
+	v.session = p.s.sessions[key.session]
+	v.firstNumber, v.numbers = p.s.numbers+number*share, share
+	v.firstBatch = otherBatches * uint64(1+number)
+	h := p.handler[key.session]
 	h.mu.Lock()
-	h.vias[c.Sender] = v
+	h.vias[key] = v
 	h.mu.Unlock()
 	p.vias[key] = v
 	v.start()

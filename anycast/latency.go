@@ -11,13 +11,13 @@ import (
 	"time"
 )
 
-// Steps of a latency measurement: find the catcher, time it from there, once more if it changed in between, and then
-// every site by its own address.
+// Steps of a latency measurement, for each origin: find the catcher, time it from there, once more if it changed in between. Behind those of
+// the last origin follow every site's by its own address.
 const (
 	stepDiscover = iota
 	stepTime
 	stepTimeAgain
-	stepUnicast
+	originSteps
 )
 
 // latency is the program of KindLatency. Only times between one clock and itself are used: the probe is sent by the site that is
@@ -25,83 +25,96 @@ const (
 type latency struct {
 	r       *run
 	s       *sweep
-	sources [][2]netip.Addr // of each sender, for IPv4 and IPv6
-	own     [][2]netip.Addr // its own addresses
-	tally   tally
+	own     [][2]netip.Addr // each sender's own addresses, for IPv4 and IPv6
+	unicast int             // the first step of these
+	tallies *tallies
 }
 
-// distance is what is known about a target, in a block's data.
+// distances is what is known about a target: a block's data has one for each.
+type distances struct {
+	origins []distance
+	unicast []SiteRTT
+}
+
+// distance is what is known about a target under one origin.
 type distance struct {
 	catcher uint16
 	rtt     time.Duration
 	time    time.Time
-	unicast []SiteRTT
 }
 
 func (r *run) latency(ctx context.Context) error {
-	p := &latency{r: r, tally: newTally(r.def.Weights)}
+	p := &latency{r: r, unicast: originSteps * len(r.origins), tallies: r.newTallies()}
 	for i := range r.senders {
 		s := &r.senders[i]
-		p.sources = append(p.sources, [2]netip.Addr{sourceOf(s, r.def.Source, false), sourceOf(s, r.def.Source, true)})
 		p.own = append(p.own, [2]netip.Addr{unicastOf(s, false), unicastOf(s, true)})
 		if own := p.own[i]; !own[0].IsValid() && !own[1].IsValid() {
 			r.note("site %s has no address of its own to compare with", s.Name)
 		}
 	}
 	var err error
-	if p.s, err = r.newSweep(p, r.take(), stepUnicast+len(r.senders), true); err != nil {
+	if p.s, err = r.newSweep(p, r.take(), p.unicast+len(r.senders), true); err != nil {
 		return err
 	}
-	if len(p.s.targets.addrs) > 0 {
-		ports := 1
-		if r.def.Protocol == chaos {
-			ports = p.s.numbers
-		}
-		if err := p.s.open(ctx, r.def.probes(ports), nil); err != nil {
-			return err
-		}
-		defer p.s.close()
+	defer p.s.close()
+	if err := p.s.openOrigins(ctx, r.def.Protocol, 1, nil); err != nil {
+		return err
 	}
 	err = p.s.sweep(ctx)
 	r.blame(p.s)
-	p.tally.fill(&r.summary, p.s.view())
+	p.tallies.fill(&r.summary, p.s.view())
 	return err
 }
 
 // aim implements sweeper.
 func (p *latency) aim(b *block, i int) (shot, bool) {
-	version := 0
-	if p.s.targets.addrs[i].Is6() {
-		version = 1
+	six := p.s.targets.addrs[i].Is6()
+	if b.step >= p.unicast {
+		return p.aimUnicast(&b.data.([]distances)[i-b.first], b.step-p.unicast, six)
 	}
-	if b.step == stepDiscover {
-		return p.discover(i, version)
+	origin := b.step / originSteps
+	o := &p.r.origins[origin]
+	sh := shot{session: p.s.sessionOf(origin, p.r.def.Protocol)}
+	if b.step%originSteps == stepDiscover {
+		return p.discover(sh, o, i, six)
 	}
-	d := &b.data.([]distance)[i-b.first]
-	switch {
-	case d.catcher == noSite:
-		return shot{}, false // it does not answer
-	case b.step >= stepUnicast:
-		at := b.step - stepUnicast
-		source := p.own[at][version]
-		return shot{site: uint16(at), source: source}, source.IsValid() && p.s.usableLocked(uint16(at))
-	case d.rtt > 0 || int(d.catcher) >= len(p.sources): // known, or heard by a site that is not to send
+	d := &b.data.([]distances)[i-b.first].origins[origin]
+	if d.catcher == noSite || d.rtt > 0 || int(d.catcher) >= len(o.sources) { // silent, known, or heard by a site that is not to send
 		return shot{}, false
 	}
-	source := p.sources[d.catcher][version]
-	return shot{site: d.catcher, source: source}, source.IsValid() && p.s.usableLocked(d.catcher)
+	sh.site, sh.source = d.catcher, o.source(int(d.catcher), six)
+	return sh, sh.source.IsValid() && p.s.usableLocked(d.catcher)
 }
 
-// discover lets the sites take turns in finding the catchers.
-func (p *latency) discover(i, version int) (shot, bool) {
-	n := len(p.sources)
+// aimUnicast is the probe of a target that answers from a site's own address, in the session of an origin that found it.
+func (p *latency) aimUnicast(d *distances, at int, six bool) (shot, bool) {
+	origin := slices.IndexFunc(d.origins, func(d distance) bool { return d.catcher != noSite })
+	if origin < 0 {
+		return shot{}, false
+	}
+	source := p.own[at][0]
+	if six {
+		source = p.own[at][1]
+	}
+	return shot{site: uint16(at), session: p.s.sessionOf(origin, p.r.def.Protocol), source: source}, source.IsValid() && p.s.usableLocked(uint16(at))
+}
+
+// discover lets the sites of an origin take turns in finding the catchers.
+func (p *latency) discover(sh shot, o *sender, i int, six bool) (shot, bool) {
+	n := len(o.sites)
+	if n == 0 {
+		return sh, false
+	}
 	for k := range n {
-		at := (i + k) % n
-		if source := p.sources[at][version]; source.IsValid() && p.s.usableLocked(uint16(at)) {
-			return shot{site: uint16(at), source: source}, true
+		at := o.sites[(i+k)%n]
+		if source := o.source(at, six); source.IsValid() && p.s.usableLocked(uint16(at)) {
+			sh.site, sh.source = uint16(at), source
+			return sh, true
 		}
 	}
-	return shot{site: uint16(i % n), source: p.sources[i%n][version]}, p.sources[i%n][version].IsValid() // to wait for it
+	at := o.sites[i%n]
+	sh.site, sh.source = uint16(at), o.source(at, six)
+	return sh, sh.source.IsValid() // to wait for it
 }
 
 // pause implements sweeper: every step has another sender.
@@ -110,52 +123,76 @@ func (p *latency) pause(*block) time.Duration { return max(0, p.r.def.Pace.SiteG
 // end implements sweeper.
 func (p *latency) end(b *block) error {
 	sites := p.s.view()
-	if b.step == stepDiscover {
-		b.data = make([]distance, len(b.records))
+	if b.step == 0 {
+		b.data = p.nothing(b)
 	}
-	all := b.data.([]distance)
+	all := b.data.([]distances)
 	for k := range b.records {
-		rec, d := &b.records[k], &all[k]
+		rec := &b.records[k]
 		heard := rec.state == answered && isReply(rec.status)
-		switch {
-		case b.step == stepDiscover:
-			*d = distance{catcher: noSite, time: b.began}
-			if heard {
-				d.catcher = rec.receiver
-				if rec.receiver == rec.sender { // there is luck
-					d.rtt, _ = p.s.rtt(rec, sites)
+		if b.step >= p.unicast {
+			if heard && rec.receiver == rec.sender {
+				if rtt, _ := p.s.rtt(rec, sites); rtt > 0 {
+					all[k].unicast = append(all[k].unicast, SiteRTT{Site: sites[rec.sender].name, RTT: rtt})
 				}
 			}
-		case !heard:
-		case b.step < stepUnicast:
+			continue
+		}
+		d := &all[k].origins[b.step/originSteps]
+		if b.step%originSteps == stepDiscover {
+			d.time = b.began
+		}
+		if heard {
 			d.catcher = rec.receiver
-			if rec.receiver == rec.sender {
+			if rec.receiver == rec.sender { // in the first step, with luck
 				d.rtt, _ = p.s.rtt(rec, sites)
-			}
-		case rec.receiver == rec.sender:
-			if rtt, _ := p.s.rtt(rec, sites); rtt > 0 {
-				d.unicast = append(d.unicast, SiteRTT{Site: sites[rec.sender].name, RTT: rtt})
 			}
 		}
 	}
 	if b.step < p.s.steps-1 {
 		return nil
 	}
-	slab := make([]LatencyResult, len(all))
-	results := make([]Result, len(all))
+	n := len(p.r.origins)
+	slab := make([]LatencyResult, 0, n*len(all))
+	homes := make([]uint16, n)
 	for k := range all {
-		p.tally.add(p.s.targets.addrs[b.first+k], all[k].catcher)
-		slab[k] = all[k].result(p.s.targets.addrs[b.first+k], sites)
-		results[k] = &slab[k]
+		for i := range homes {
+			homes[i] = all[k].origins[i].catcher
+			if o := &p.r.origins[i]; p.has(o, b.addrs[k].Is6()) {
+				slab = append(slab, all[k].result(b.addrs[k], i, o.Name, sites))
+			}
+		}
+		p.tallies.add(b.addrs[k], homes)
+	}
+	results := make([]Result, len(slab))
+	for i := range slab {
+		results[i] = &slab[i]
 	}
 	return p.r.Sink.Results(results)
 }
 
-func (d *distance) result(target netip.Addr, sites []siteState) LatencyResult {
-	r := LatencyResult{Target: target, RTT: d.rtt, Unicast: d.unicast, Time: d.time}
+// has tells whether an origin has an address of an IP version anywhere. The only origin is asked about everything.
+func (p *latency) has(o *sender, six bool) bool {
+	return len(p.r.origins) == 1 || slices.ContainsFunc(o.sites, func(at int) bool { return o.source(at, six).IsValid() })
+}
+
+// nothing is what is known about the targets of a block at first.
+func (p *latency) nothing(b *block) []distances {
+	n := len(p.r.origins)
+	all, each := make([]distances, len(b.records)), slices.Repeat([]distance{{catcher: noSite}}, n*len(b.records))
+	for k := range all {
+		all[k].origins = each[k*n:][:n:n]
+	}
+	return all
+}
+
+func (t *distances) result(target netip.Addr, origin int, name string, sites []siteState) LatencyResult {
+	d := &t.origins[origin]
+	r := LatencyResult{Target: target, Origin: name, RTT: d.rtt, Time: d.time}
 	if d.catcher == noSite {
 		return r
 	}
+	r.Unicast = slices.Clone(t.unicast)
 	r.Catcher = sites[d.catcher].name
 	slices.SortFunc(r.Unicast, func(a, b SiteRTT) int { return cmp.Or(cmp.Compare(a.RTT, b.RTT), cmp.Compare(a.Site, b.Site)) })
 	if len(r.Unicast) == 0 {

@@ -84,7 +84,7 @@ type Query struct {
 // Store keeps measurements and their results. Its methods may be called from several goroutines.
 type Store interface {
 	// Begin keeps a new measurement and its targets.
-	Begin(ctx context.Context, m Measurement, targets []netip.Addr) error
+	Begin(ctx context.Context, m Measurement, targets []Target) error
 	// Append keeps results. They may be written a moment later; Update and Flush write them first.
 	Append(ctx context.Context, id string, results []Result) error
 	// Update keeps a change of state, error, end and progress.
@@ -94,7 +94,7 @@ type Store interface {
 	// Measurements gives those that match, newest first.
 	Measurements(ctx context.Context, q Query) ([]Measurement, error)
 	// Targets gives those of a measurement, in the order given to Begin.
-	Targets(ctx context.Context, id string) ([]netip.Addr, error)
+	Targets(ctx context.Context, id string) ([]Target, error)
 	// Results gives those that match, in the order found, until yield returns false.
 	Results(ctx context.Context, q Query, yield func(id string, r Result) bool) error
 	// Delete forgets a measurement and its results.

@@ -96,6 +96,8 @@ type Catch struct {
 	// Sender is the site that probed; Receiver the one that heard the answer, empty if none did.
 	Sender   string `json:"sender"`
 	Receiver string `json:"receiver,omitempty"`
+	// Origin is the name of what the probe was sent from, if the definition has several origins.
+	Origin string `json:"origin,omitempty"`
 	// Responder is who answered, if it was not the target.
 	Responder netip.Addr     `json:"responder,omitzero"`
 	Protocol  stateless.Kind `json:"protocol"`
@@ -123,6 +125,8 @@ type SiteRTT struct {
 // LatencyResult is how far a target is from the site that catches it, and from the others.
 type LatencyResult struct {
 	Target netip.Addr `json:"target"`
+	// Origin is the name of the one of several that it is about. Unicast is the same for all of them.
+	Origin string `json:"origin,omitempty"`
 	// Catcher is the site that catches the target's answers, RTT the time from there and back: one clock.
 	Catcher string        `json:"catcher,omitempty"`
 	RTT     time.Duration `json:"rtt_ns,omitempty"`
@@ -137,6 +141,8 @@ type LatencyResult struct {
 // FlipResult is a target that reaches several sites.
 type FlipResult struct {
 	Target netip.Addr `json:"target"`
+	// Origin is the name of the one of several under which it does.
+	Origin string `json:"origin,omitempty"`
 	// Seen is how many answers came home at each site.
 	Seen map[string]int `json:"seen"`
 	// ByFlow, ByProtocol and ByTime tell what the site changed with, all else equal.
@@ -192,9 +198,14 @@ type Summary struct {
 	Unknown uint64 `json:"unknown,omitempty"`
 	// Skipped counts targets that were left out, by reason: opt-out, private, multicast, ...
 	Skipped map[string]int `json:"skipped,omitempty"`
-	// Sites is how many targets each site catches; Weight the same in the user's query counts.
+	// Sites is how many targets each site catches; Weight the same in the user's query counts. With several origins
+	// Sites is the sum over all of them, and Weight is left to Origins.
 	Sites  map[string]int     `json:"sites,omitempty"`
 	Weight map[string]float64 `json:"weight,omitempty"`
+	// Origins is the same for each of the definition's origins, in their order. Differ counts the targets that different
+	// sites catch under different origins.
+	Origins []OriginSummary `json:"origins,omitempty"`
+	Differ  int             `json:"differ,omitempty"`
 	// Converged is how long the catchments of a watch took to settle after the first move, at least 1 ns; it is 0 if
 	// nothing moved, or if they were still moving at the end. Moved counts its moves, or the targets that flip.
 	Converged time.Duration `json:"converged_ns,omitempty"`
@@ -204,6 +215,13 @@ type Summary struct {
 	Took  time.Duration `json:"took_ns"`
 }
 
+// OriginSummary is how many targets each site catches under one of several origins, and the same in the user's query counts.
+type OriginSummary struct {
+	Name   string             `json:"name"`
+	Sites  map[string]int     `json:"sites"`
+	Weight map[string]float64 `json:"weight,omitempty"`
+}
+
 // Alarm tells that catchments shifted between two runs of a schedule.
 type Alarm struct {
 	Before string    `json:"before"` // measurement ids
@@ -211,6 +229,8 @@ type Alarm struct {
 	Share  float64   `json:"share"` // of networks or queries that moved
 	Limit  float64   `json:"limit"`
 	Time   time.Time `json:"time"`
+	// Origin is the one of several that it is about.
+	Origin string `json:"origin,omitempty"`
 }
 
 // TextResult is the answer to a text request.
@@ -221,8 +241,8 @@ type TextResult struct {
 
 // Progress tells how far a measurement is.
 type Progress struct {
-	Done  int `json:"done"` // targets
-	Total int `json:"total"`
+	Done  int `json:"done"`  // targets
+	Total int `json:"total"` // 0 as long as a feed may bring more
 	// Sent and Answered count probes so far.
 	Sent     uint64 `json:"sent"`
 	Answered uint64 `json:"answered"`

@@ -6,6 +6,7 @@ package anycast
 import (
 	"context"
 	"fmt"
+	"iter"
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
@@ -19,14 +20,24 @@ type Job struct {
 	Fleet      Fleet
 	Definition Definition
 	Targets    []Target
-	Sink       Sink
+	// Feed, if it is set, gives the targets in place of Targets, while the measurement runs: catchment, latency and flipping only.
+	Feed Feed
+	Sink Sink
 	// Done tells which targets have their results already, from a run that was cut: they are skipped. May be nil.
 	Done func(netip.Addr) bool
+	// Prior gives these targets, each once, with the site that it reaches under each of the definition's origins ("" is none), so that
+	// the summary of a catchment is about all targets. May be nil.
+	Prior iter.Seq2[netip.Addr, []string]
 	// Log is for what the operator should know. By default nothing is logged.
 	Log *slog.Logger
 	// Seed makes the order of the targets repeatable; 0 is another order each time.
 	Seed uint64
 }
+
+// Feed gives targets as they become known. It waits until there are some, in any number, and is called again when these are
+// as good as sent, by one goroutine. The slice is the callee's again with the next call; its order may be changed. io.EOF tells that there
+// are no more, and another error ends the measurement as it is, with that error. It must return when ctx ends.
+type Feed func(ctx context.Context) ([]Target, error)
 
 // Run runs a measurement of any kind but KindVolta to its end. What it finds goes to the sink, a [Summary] last. When ctx ends or
 // the sink fails, what was found by then has been given to the sink, the summary included.
@@ -37,7 +48,9 @@ func Run(ctx context.Context, f Fleet, d Definition, targets []Target, s Sink) e
 // Run runs the job. Errors: ErrDefinition; ErrNoSite if none of the sites asked for is there; ErrNoSource; those of
 // Fleet.Open, of the sink and of ctx.
 func (j *Job) Run(ctx context.Context) error {
-	if err := j.Definition.Check(); err != nil {
+	def := j.Definition
+	def.Feed = j.Feed != nil
+	if err := def.Check(); err != nil {
 		return err
 	}
 	r, err := j.begin()
@@ -76,6 +89,7 @@ type run struct {
 	*Job
 	def     Definition // with defaults
 	senders []Site
+	origins []sender // at least one
 	start   time.Time
 	summary Summary
 	rng     *rand.Rand
@@ -89,12 +103,17 @@ func (j *Job) begin() (*run, error) {
 	}
 	r.rng = rand.New(rand.NewPCG(seed, 0))
 	r.summary.Targets = len(j.Targets)
-	return r, r.chooseSenders()
+	if err := r.chooseSenders(); err != nil {
+		return nil, err
+	}
+	r.placeOrigins()
+	return r, nil
 }
 
 // chooseSenders finds the sites to send from.
 func (r *run) chooseSenders() error {
 	all := r.Fleet.Sites()
+	origins := r.def.OriginList()
 	asked := r.def.Sites
 	if len(asked) == 0 {
 		for i := range all {
@@ -114,7 +133,10 @@ func (r *run) chooseSenders() error {
 				missing, why = append(missing, name), ErrCannotSend
 				r.note("site %s cannot send: it does not run Fathom's agent", name)
 			}
-		case !sourceOf(&all[i], r.def.Source, false).IsValid() && !sourceOf(&all[i], r.def.Source, true).IsValid():
+		case !slices.ContainsFunc(origins, func(o Origin) bool { return o.uses(&all[i]) }):
+			if len(r.def.Origins) > 0 && len(r.def.Sites) == 0 {
+				continue // others hold them
+			}
 			missing, why = append(missing, name), ErrNoSource
 			r.note("site %s has no address to send from", name)
 		default:
@@ -122,6 +144,9 @@ func (r *run) chooseSenders() error {
 		}
 	}
 	if len(r.senders) == 0 {
+		if len(missing) == 0 && len(r.def.Origins) > 0 && len(all) > 0 {
+			return fmt.Errorf("origins: %w", ErrNoSource)
+		}
 		if len(missing) == 0 {
 			return ErrNoSite
 		}
@@ -144,9 +169,12 @@ func (r *run) note(format string, args ...any) {
 	}
 }
 
-// take filters the targets, shuffles them, and drops those that are there twice.
+// take filters the targets, shuffles them, and drops those that are there twice. Those of a feed are yet to come.
 func (r *run) take() *targetSet {
-	f := newFilter(&r.def, r.Done, r.senders)
+	if r.Feed != nil {
+		return newTargetSet(nil)
+	}
+	f := newFilter(&r.def, r.Done, r.origins)
 	addrs := make([]netip.Addr, 0, len(r.Targets))
 	for i := range r.Targets {
 		if a := r.Targets[i].Addr.Unmap(); f.takes(a) {

@@ -60,14 +60,19 @@ type sweep struct {
 	// numbers is how many probe numbers are in use; others belong to other users of the sessions.
 	numbers  int
 	sessions []Session
+	ofOrigin map[originKey]int // session
 	wake     chan struct{}
+	room     chan struct{} // holds an element when a feed may go on
 
-	mu      sync.Mutex // guards all following fields
-	size    int        // targets per block
-	blocks  []*block   // nil are those that are done, or not begun
-	begun   int        // blocks
+	mu      sync.Mutex // guards all following fields, and targets while there is a feed
+	feeding bool       // more targets may come
+	size    int        // targets per block, at most
+	blocks  []*block   // those begun; nil are those that are done
+	firsts  []uint32   // the first target of each, with a feed, whose blocks may be shorter
 	over    int        // blocks
-	limit   int        // of blocks under way
+	taken   int        // targets of all blocks
+	done    int        // targets of those that are over
+	limit   int        // of targets in blocks under way
 	current []*block   // those with probes to give out, in turn
 	due     dueHeap
 	ended   []*block // steps that are done, for run to take
@@ -140,7 +145,9 @@ type extra struct {
 
 // block is targets that are probed together.
 type block struct {
+	index   int
 	first   int // position of the first target
+	addrs   []netip.Addr
 	step    int
 	records []record
 	extras  map[int]extra // by index
@@ -215,7 +222,7 @@ func (h *dueHeap) Pop() any {
 	return x
 }
 
-// newSweep makes the state. The program's sessions are to be opened with handlers from handler, and put into sessions.
+// newSweep makes the state.
 // It fails if there are more probes than can be told apart.
 func (r *run) newSweep(p sweeper, targets *targetSet, steps int, stamps bool) (*sweep, error) {
 	attempts := r.def.Attempts
@@ -228,17 +235,17 @@ func (r *run) newSweep(p sweeper, targets *targetSet, steps int, stamps bool) (*
 	if probes := len(targets.addrs) * steps * attempts; probes > maxProbes {
 		return nil, &FieldError{Field: "targets", Value: len(targets.addrs), Reason: fmt.Sprintf("up to %d probes in one run: split it", probes)}
 	}
-	size := min(max(int(r.def.Pace.Rate/50), 1), maxBlock)
 	s := &sweep{
 		run: r, program: p, targets: targets, steps: steps, stamps: stamps, numbers: steps * attempts,
-		wake: make(chan struct{}, 1), size: size, blocks: make([]*block, (len(targets.addrs)+size-1)/size),
+		ofOrigin: make(map[originKey]int), wake: make(chan struct{}, 1), room: make(chan struct{}, 1), feeding: r.Feed != nil,
+		size: min(max(int(r.def.Pace.Rate/50), 1), maxBlock),
 		seen: newBitSet(len(targets.addrs) * steps * attempts), byName: make(map[string]uint16),
 		spacer: newSpacer(r.def.Pace.PerNetwork), tokens: tokens{rate: r.def.Pace.Rate},
 		batches: make(map[uint64]*outBatch),
 	}
 	// So many that those that wait for answers, or for their turn, do not hold up the others.
 	span := r.def.Timeout*time.Duration(attempts) + max(0, r.def.Pace.SiteGap) + 2*time.Second
-	s.limit = 8 + int(r.def.Pace.Rate*span.Seconds())/size
+	s.limit = 8*s.size + int(r.def.Pace.Rate*span.Seconds())
 	for i := range r.senders {
 		s.siteLocked(r.senders[i].Name)
 	}
@@ -256,6 +263,47 @@ func (s *sweep) siteLocked(name string) uint16 {
 		})
 	}
 	return i
+}
+
+// originKey is what origins that share a session have in common.
+type originKey struct {
+	kind       stateless.Kind
+	sourcePort uint16
+	port       uint16
+}
+
+func keyOf(o *Origin, kind stateless.Kind) originKey { return originKey{kind, o.SourcePort, o.Port} }
+
+// sessionOf is the session of an origin for probes of a kind.
+func (s *sweep) sessionOf(origin int, kind stateless.Kind) int {
+	return s.ofOrigin[keyOf(&s.run.origins[origin].Origin, kind)]
+}
+
+// openOrigins opens the sessions that the origins need for probes of a kind, with a number of source ports each; with CHAOS, where the
+// number of a probe is its port, with as many as there are numbers. Other gets the events that are not the sweep's; it may be nil.
+func (s *sweep) openOrigins(ctx context.Context, kind stateless.Kind, ports int, other func(session int) Handler) error {
+	if kind == chaos {
+		ports = s.numbers
+	}
+	if !s.feeding && len(s.targets.addrs) == 0 {
+		return nil
+	}
+	for i := range s.run.origins {
+		o := &s.run.origins[i]
+		key := keyOf(&o.Origin, kind)
+		if _, ok := s.ofOrigin[key]; ok || len(o.sites) == 0 {
+			continue
+		}
+		var h Handler
+		if other != nil {
+			h = other(len(s.sessions))
+		}
+		s.ofOrigin[key] = len(s.sessions)
+		if err := s.open(ctx, s.run.def.probesFrom(&o.Origin, kind, ports), h); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // open opens a session for the sweep.
@@ -278,6 +326,25 @@ func (s *sweep) close() {
 
 // sweep runs to the end.
 func (s *sweep) sweep(ctx context.Context) error {
+	if !s.feeding {
+		return s.pump(ctx)
+	}
+	ctx, stop := context.WithCancelCause(ctx)
+	fed := make(chan struct{})
+	go func() { // waited for below
+		defer close(fed)
+		if err := s.feed(ctx); err != nil {
+			stop(err)
+		}
+	}()
+	err := s.pump(ctx)
+	stop(nil)
+	<-fed
+	return err
+}
+
+// pump gives out probes and takes what is done, to the end.
+func (s *sweep) pump(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	progress := time.Now().Add(progressEvery)
@@ -296,7 +363,7 @@ func (s *sweep) sweep(ctx context.Context) error {
 		out, next := s.pumpLocked(now)
 		ended := s.ended
 		s.ended = nil
-		over := s.over == len(s.blocks)
+		over := !s.feeding && s.taken == len(s.targets.addrs) && s.over == len(s.blocks)
 		s.mu.Unlock()
 		s.send(out)
 		if over {
@@ -363,7 +430,10 @@ func (s *sweep) refresh(now time.Time) {
 func (s *sweep) progress(now time.Time) {
 	s.mu.Lock()
 	total := len(s.targets.addrs)
-	p := Progress{Done: min(s.over*s.size, total), Total: total, Sent: s.counts.sent, Answered: s.counts.answered}
+	if s.feeding {
+		total = 0
+	}
+	p := Progress{Done: s.done, Total: total, Sent: s.counts.sent, Answered: s.counts.answered}
 	probes := float64(total) * float64(s.steps)
 	s.mu.Unlock()
 	if took := now.Sub(s.run.start); p.Sent > 0 && p.Done < total {
@@ -403,7 +473,7 @@ func (s *sweep) pumpLocked(now time.Time) (out []*outBatch, next time.Time) {
 			continue
 		}
 		if len(s.current) == 0 {
-			if s.begun == len(s.blocks) || s.begun-s.over >= s.limit {
+			if s.taken == len(s.targets.addrs) || s.taken-s.done >= s.limit {
 				return l.out, s.soonerLocked(now, time.Time{})
 			}
 			s.current = append(s.current, s.beginLocked(now))
@@ -433,18 +503,41 @@ func (s *sweep) soonerLocked(now, t time.Time) time.Time {
 	return t
 }
 
-// beginLocked makes the next block.
+// beginLocked makes the next block, of the targets that there are.
 func (s *sweep) beginLocked(now time.Time) *block {
-	first := s.begun * s.size
-	n := min(s.size, len(s.targets.addrs)-first)
-	b := &block{first: first, records: make([]record, n), began: now}
+	n := min(s.size, len(s.targets.addrs)-s.taken)
+	b := &block{
+		index: len(s.blocks), first: s.taken, addrs: s.targets.addrs[s.taken:][:n:n], records: make([]record, n), began: now,
+	}
 	for k := range b.records {
 		b.records[k].state = waiting
 	}
 	b.open = n
-	s.blocks[s.begun] = b
-	s.begun++
+	s.blocks = append(s.blocks, b)
+	if s.run.Feed != nil {
+		s.firsts = append(s.firsts, uint32(s.taken))
+		select {
+		case s.room <- struct{}{}:
+		default:
+		}
+	}
+	s.taken += n
 	return b
+}
+
+// blockLocked is the block of a target, nil if that is over; begun tells whether it has begun.
+func (s *sweep) blockLocked(target int) (b *block, begun bool) {
+	if target >= s.taken {
+		return nil, false
+	}
+	if s.run.Feed == nil {
+		return s.blocks[target/s.size], true
+	}
+	i, found := slices.BinarySearch(s.firsts, uint32(target))
+	if !found {
+		i--
+	}
+	return s.blocks[i], true
 }
 
 // giveOrDeferLocked gives a probe out unless its network's turn comes later. It is false if the site has enough to do.
@@ -462,7 +555,7 @@ func (s *sweep) giveOrDeferLocked(l *load, b *block, k int, now time.Time) bool 
 		case s.fullLocked(sh.site):
 			return false
 		}
-		if at := s.spacer.reserve(s.targets.addrs[b.first+k], now); at.After(now) {
+		if at := s.spacer.reserve(b.addrs[k], now); at.After(now) {
 			b.deferred++
 			heap.Push(&s.due, due{at, b, int32(k)})
 			return true
@@ -521,7 +614,7 @@ func (s *sweep) giveLocked(l *load, b *block, k int, now time.Time) bool {
 		l.boxes[key] = box
 		l.out = append(l.out, box)
 	}
-	box.batch.Targets = append(box.batch.Targets, s.targets.addrs[b.first+k])
+	box.batch.Targets = append(box.batch.Targets, b.addrs[k])
 	box.batch.Numbers = append(box.batch.Numbers, uint16(b.step*s.run.def.Attempts+int(rec.attempt)))
 	box.batch.Flows = append(box.batch.Flows, sh.flow)
 	box.refs = append(box.refs, ref{b, int32(k), rec.attempt})
@@ -650,10 +743,8 @@ func (s *sweep) answers(all []Answer) {
 			s.counts.unknown++
 			continue
 		}
-		var b *block
-		if at/s.size < s.begun {
-			b = s.blocks[at/s.size]
-		} else {
+		b, begun := s.blockLocked(at)
+		if !begun {
 			s.counts.unknown++
 			continue
 		}
@@ -755,7 +846,7 @@ func (s *sweep) checkLocked(d due, now time.Time) {
 		rec.attempt++
 		rec.state, rec.sent, rec.again = waiting, 0, false
 		b.deferred++
-		heap.Push(&s.due, due{s.spacer.reserve(s.targets.addrs[b.first+k], now), b, int32(k)})
+		heap.Push(&s.due, due{s.spacer.reserve(b.addrs[k], now), b, int32(k)})
 	}
 	s.settleLocked(b, now)
 }
@@ -768,8 +859,9 @@ func (s *sweep) advance(b *block) {
 	defer s.mu.Unlock()
 	b.step++
 	if b.step == s.steps {
-		s.blocks[b.first/s.size] = nil
+		s.blocks[b.index] = nil
 		s.over++
+		s.done += len(b.records)
 		return
 	}
 	clear(b.records)
@@ -807,11 +899,11 @@ func (s *sweep) view() []siteState {
 	return slices.Clone(s.sites)
 }
 
-// catch makes the result of target k of a block's present step.
+// catch makes the result of target k of a block's present step, of the origin that is set in it.
 func (s *sweep) catch(c *Catch, b *block, k int, sites []siteState, kind stateless.Kind) {
 	rec := &b.records[k]
 	*c = Catch{
-		Target: s.targets.addrs[b.first+k], Sender: sites[rec.sender].name, Protocol: kind, Status: rec.status,
+		Target: b.addrs[k], Sender: sites[rec.sender].name, Origin: c.Origin, Protocol: kind, Status: rec.status,
 		Time: b.began, Duplicates: int(rec.duplicates),
 	}
 	switch rec.state {

@@ -78,6 +78,25 @@ func (t *Table) Add(c *Catch) {
 	t.nets[key] = h
 }
 
+// Tables are the catchment maps of the origins of a measurement. The zero Tables is empty and ready.
+type Tables struct{ byOrigin map[string]*Table }
+
+// Add books a catch in the table of its origin.
+func (t *Tables) Add(c *Catch) { t.Table(c.Origin).Add(c) }
+
+// Table gives the map of an origin, "" for the only one of a measurement. It is empty at first.
+func (t *Tables) Table(origin string) *Table {
+	if t.byOrigin == nil {
+		t.byOrigin = make(map[string]*Table)
+	}
+	table := t.byOrigin[origin]
+	if table == nil {
+		table = &Table{}
+		t.byOrigin[origin] = table
+	}
+	return table
+}
+
 // Row is a network's catchment.
 type Row struct {
 	Network netip.Prefix

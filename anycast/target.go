@@ -39,6 +39,8 @@ const (
 	SkipReserved  = "reserved"
 	// SkipNoSource means that no sender has an address of the target's IP version.
 	SkipNoSource = "no source"
+	// SkipUnresolved means that a name of a feed has no address.
+	SkipUnresolved = "unresolved"
 	// SkipDone means that there are results already, of a run that is being resumed.
 	SkipDone = "done"
 )
@@ -90,14 +92,15 @@ type filter struct {
 	skipped      map[string]int
 }
 
-func newFilter(d *Definition, done func(netip.Addr) bool, senders []Site) *filter {
+func newFilter(d *Definition, done func(netip.Addr) bool, origins []sender) *filter {
 	f := &filter{allowPrivate: d.AllowPrivate, done: done, skipped: make(map[string]int)}
 	for _, p := range d.OptOut {
 		f.optOut.Insert(p.Masked())
 	}
-	for i := range senders {
-		f.four = f.four || sourceOf(&senders[i], d.Source, false).IsValid()
-		f.six = f.six || sourceOf(&senders[i], d.Source, true).IsValid()
+	for i := range origins {
+		for _, sources := range origins[i].sources {
+			f.four, f.six = f.four || sources[0].IsValid(), f.six || sources[1].IsValid()
+		}
 	}
 	return f
 }

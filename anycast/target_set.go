@@ -32,6 +32,23 @@ func newTargetSet(addrs []netip.Addr) *targetSet {
 	return s
 }
 
+// add puts an address behind the others, unless it is there.
+func (s *targetSet) add(a netip.Addr) (added bool) {
+	if 4*(len(s.addrs)+1) > 3*len(s.slots) {
+		s.slots = make([]uint32, 2*len(s.slots))
+		for i, b := range s.addrs {
+			slot, _ := s.slot(b)
+			s.slots[slot] = uint32(i + 1)
+		}
+	}
+	slot, found := s.slot(a)
+	if !found {
+		s.addrs = append(s.addrs, a)
+		s.slots[slot] = uint32(len(s.addrs))
+	}
+	return !found
+}
+
 // slot is where an address is, or has its place.
 func (s *targetSet) slot(a netip.Addr) (slot int, found bool) {
 	mask := len(s.slots) - 1
@@ -52,14 +69,18 @@ func (s *targetSet) find(a netip.Addr) (i int, ok bool) {
 	return int(s.slots[slot]) - 1, found
 }
 
-// bitSet is a set of small numbers.
+// bitSet is a set of small numbers. It is made as large as the first ones need, and grows.
 type bitSet []uint64
 
 func newBitSet(n int) bitSet { return make(bitSet, (n+63)/64) }
 
 // add adds i, and tells whether it was there.
-func (b bitSet) add(i int) (before bool) {
-	before = b[i/64]>>(i%64)&1 != 0
-	b[i/64] |= 1 << (i % 64)
+func (b *bitSet) add(i int) (before bool) {
+	if more := i/64 + 1 - len(*b); more > 0 {
+		*b = append(*b, make(bitSet, more)...)
+	}
+	word := &(*b)[i/64]
+	before = *word>>(i%64)&1 != 0
+	*word |= 1 << (i % 64)
 	return before
 }

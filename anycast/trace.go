@@ -39,7 +39,7 @@ func (r *run) trace(ctx context.Context) error {
 		return err
 	}
 	defer via.Close()
-	f := newFilter(&r.def, r.Done, r.senders)
+	f := newFilter(&r.def, r.Done, r.origins)
 	var targets []Target
 	for _, t := range r.Targets {
 		if t.Addr = t.Addr.Unmap(); f.takes(t.Addr) {
@@ -84,6 +84,8 @@ type tracing struct {
 	done   int
 	// failures is how many traces failed.
 	failures int
+	// exhausted is how many multipath traces ran out of flows.
+	exhausted int
 }
 
 // likely is how many probes a trace is taken to send before it is known.
@@ -282,6 +284,13 @@ func (p *tracing) multipath(ctx context.Context, c *recorder, res *TraceResult) 
 		return err
 	}
 	res.Stop, res.Silent, res.Probes, res.Confidence = g.Stop.String(), g.Silent, g.Probes, g.Confidence
+	if g.Stop == trace.StopProbeLimit && g.Flows >= int(p.ports) {
+		p.mu.Lock()
+		if p.exhausted++; p.exhausted <= maxFailureNotes {
+			p.note("%s: the trace used all %d flows that it can have: there may be more ways than it shows", res.Target, p.ports)
+		}
+		p.mu.Unlock()
+	}
 	slices.SortStableFunc(res.Replies, func(a, b Reply) int { return int(a.TTL) - int(b.TTL) })
 	for _, e := range g.Edges {
 		l := Link{TTL: g.Nodes[e.From].TTL, From: g.Nodes[e.From].Addr, To: g.Nodes[e.To].Addr, Uncertain: e.Uncertain}

@@ -295,6 +295,27 @@ func (s *countingSession) Send(site string, b anycast.Batch) error {
 	return s.Session.Send(site, b)
 }
 
+// TestTraceExhausted: a balancer over more ways than a session has flows for is told, not passed over.
+func TestTraceExhausted(t *testing.T) {
+	job := anycast.Job{Definition: traceOf(anycast.MethodMultipath, stateless.UDP), Targets: []anycast.Target{{Addr: target}}}
+	prepare := func(f *fleettest.Fleet) {
+		f.Internet.Path = func(p fleettest.Probe) []fleettest.Hop {
+			hops := fleettest.Chain(3, false, ms)
+			hops[1].Addr = netip.AddrFrom4([4]byte{10, 1, 1, byte(p.Port % 20)})
+			return hops
+		}
+	}
+	simulate(t, prepare, job, func(t *testing.T, _ *fleettest.Fleet, m *memory, err error) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		notes := m.summary(t).Notes
+		if len(notes) != 1 || !strings.Contains(notes[0], "all 64 flows") || of[*anycast.TraceResult](m)[0].Stop != "probe limit" {
+			t.Errorf("notes %q, ended with %s", notes, of[*anycast.TraceResult](m)[0].Stop)
+		}
+	})
+}
+
 // TestTraceGraph draws a trace whose answers come home at several sites.
 func TestTraceGraph(t *testing.T) {
 	for _, method := range []anycast.Method{anycast.MethodParis, anycast.MethodMultipath} {

@@ -127,7 +127,7 @@ func (s *Store) settle(ctx context.Context) error {
 }
 
 // Targets implements [anycast.Store].
-func (s *Store) Targets(ctx context.Context, id string) ([]netip.Addr, error) {
+func (s *Store) Targets(ctx context.Context, id string) ([]anycast.Target, error) {
 	what := "read targets of " + id
 	var number int64
 	var count int
@@ -143,7 +143,7 @@ func (s *Store) Targets(ctx context.Context, id string) ([]netip.Addr, error) {
 		return nil, explain(what, err)
 	}
 	defer rows.Close()
-	var targets []netip.Addr
+	var targets []anycast.Target
 	for rows.Next() {
 		var size int
 		var data sql.RawBytes
@@ -155,10 +155,34 @@ func (s *Store) Targets(ctx context.Context, id string) ([]netip.Addr, error) {
 		}
 		for ; len(data) > 0; data = data[size:] {
 			a, _ := netip.AddrFromSlice(data[:size])
-			targets = append(targets, a)
+			targets = append(targets, anycast.Target{Addr: a})
 		}
 	}
-	return targets, explain(what, rows.Err())
+	if err := rows.Err(); err != nil {
+		return nil, explain(what, err)
+	}
+	return targets, s.nameTargets(ctx, what, number, targets)
+}
+
+// nameTargets gives targets the names that they were called by.
+func (s *Store) nameTargets(ctx context.Context, what string, number int64, targets []anycast.Target) error {
+	rows, err := s.read.QueryContext(ctx, "SELECT at, name FROM target_name WHERE m = ?", number)
+	if err != nil {
+		return explain(what, err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var at int
+		var name string
+		if err := rows.Scan(&at, &name); err != nil {
+			return explain(what, err)
+		}
+		if at < 0 || at >= len(targets) {
+			return fmt.Errorf("%s: %w", what, ErrCorrupt)
+		}
+		targets[at].Name = name
+	}
+	return explain(what, rows.Err())
 }
 
 // resultConditions gives the conditions on each of the two tables of results.
@@ -180,36 +204,105 @@ func resultConditions(q *anycast.Query) (catch, result where) {
 	return catch, result
 }
 
+// A page ends after so many results, or when their encodings have so many bytes.
+const (
+	pageRows  = 4096
+	pageBytes = 4 << 20
+)
+
 // Results implements [anycast.Store]. From and Until bound the results' times: those that belong to no moment, such as a
-// summary, are left out then.
+// summary, are left out then. Those of one measurement are read a page at a time, and nothing is held while yield runs: a
+// measurement that is deleted meanwhile is ErrNoMeasurement. Other queries hold one of a few connections until they end.
 func (s *Store) Results(ctx context.Context, q anycast.Query, yield func(id string, r anycast.Result) bool) error {
 	if err := s.settle(ctx); err != nil {
 		return err
 	}
-	if q.Measurement != "" {
-		var number int64
-		err := s.read.QueryRowContext(ctx, "SELECT m FROM measurement WHERE id = ?", q.Measurement).Scan(&number)
-		if errors.Is(err, sql.ErrNoRows) {
-			return fmt.Errorf("read results of %q: %w", q.Measurement, anycast.ErrNoMeasurement)
-		}
+	if q.Measurement == "" {
+		n := 0
+		return s.scan(ctx, &q, scope{}, func(c *cursor) bool {
+			n++
+			return yield(c.id, c.result) && n != q.Limit
+		})
+	}
+	page := make([]anycast.Result, 0, pageRows)
+	last := int64(0)
+	for left := q.Limit; ; left -= len(page) {
+		number, err := s.present(ctx, q.Measurement)
 		if err != nil {
-			return explain("read results", err)
+			return err
+		}
+		rows, bytes := pageRows, 0
+		if q.Limit > 0 {
+			rows = min(rows, left)
+		}
+		page = page[:0]
+		err = s.scan(ctx, &q, scope{number, last, rows}, func(c *cursor) bool {
+			page = append(page, c.result)
+			last = c.seq
+			bytes += c.bytes
+			return len(page) < rows && bytes < pageBytes
+		})
+		if err != nil {
+			return err
+		}
+		// Only now is it certain that nothing was missing.
+		if _, err := s.present(ctx, q.Measurement); err != nil {
+			return err
+		}
+		for _, r := range page {
+			if !yield(q.Measurement, r) {
+				return nil
+			}
+		}
+		if len(page) < rows && bytes < pageBytes || q.Limit > 0 && len(page) == left {
+			return nil
 		}
 	}
-	catch, result := resultConditions(&q)
+}
+
+// present gives the number of a measurement that is there, and not being deleted.
+func (s *Store) present(ctx context.Context, id string) (int64, error) {
+	what := fmt.Sprintf("read results of %q", id)
+	var number int64
+	err := s.read.QueryRowContext(ctx, "SELECT m FROM measurement WHERE id = ?", id).Scan(&number)
+	s.mu.Lock()
+	leaving := s.leaving[id]
+	s.mu.Unlock()
+	switch {
+	case errors.Is(err, sql.ErrNoRows), leaving:
+		return 0, fmt.Errorf("%s: %w", what, anycast.ErrNoMeasurement)
+	case err != nil:
+		return 0, explain(what, err)
+	}
+	return number, nil
+}
+
+// scope is a part of one measurement's results: so many behind a number. The zero scope is all of all.
+type scope struct {
+	measurement, after int64
+	rows               int
+}
+
+// scan reads what a query finds in a scope, in order.
+func (s *Store) scan(ctx context.Context, q *anycast.Query, in scope, yield func(*cursor) bool) error {
+	catch, result := resultConditions(q)
+	order := " ORDER BY r.seq"
+	if in.measurement != 0 {
+		for _, w := range []*where{&catch, &result} {
+			w.add("r.m = ? AND r.seq > ?", in.measurement, in.after)
+		}
+		order = fmt.Sprintf(" ORDER BY r.m, r.seq LIMIT %d", in.rows) // as the table is
+	}
 	// Two cursors in step, merged by number: a UNION would sort everything first.
 	tx, err := s.read.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
 	if err != nil {
 		return explain("read results", err)
 	}
 	defer func() { _ = tx.Rollback() }()
-	order := " ORDER BY r.seq"
-	if q.Measurement != "" {
-		order = " ORDER BY r.m, r.seq" // as the table is
-	}
 	catches, err := tx.QueryContext(ctx, `SELECT t.id, r.seq, r.target, s.name, h.name, r.responder, r.protocol, r.status, r.flow, r.round, r.rtt,
-		r.clock_error, r.reply_ttl, r.text, r.duplicates, r.time
-		FROM catch r JOIN measurement t ON t.m = r.m JOIN site s ON s.site = r.sender JOIN site h ON h.site = r.receiver`+catch.String()+order, catch.args...)
+		r.clock_error, r.reply_ttl, r.text, r.duplicates, r.time, o.name
+		FROM catch r JOIN measurement t ON t.m = r.m JOIN site s ON s.site = r.sender JOIN site h ON h.site = r.receiver
+		JOIN origin o ON o.origin = r.origin`+catch.String()+order, catch.args...)
 	if err != nil {
 		return explain("read results", err)
 	}
@@ -223,12 +316,12 @@ func (s *Store) Results(ctx context.Context, q anycast.Query, yield func(id stri
 	if err := errors.Join(a.next(), b.next()); err != nil {
 		return explain("read results", err)
 	}
-	for n := 0; (a.ok || b.ok) && (q.Limit <= 0 || n < q.Limit); n++ {
+	for a.ok || b.ok {
 		c := &a
 		if !a.ok || b.ok && b.seq < a.seq {
 			c = &b
 		}
-		if !yield(c.id, c.result) {
+		if !yield(c) {
 			return nil
 		}
 		if err := c.next(); err != nil {
@@ -245,6 +338,7 @@ type cursor struct {
 	ok     bool
 	id     string
 	seq    int64
+	bytes  int // of an encoding; what catches have does not count
 	result anycast.Result
 }
 
@@ -259,7 +353,7 @@ func scanCatch(c *cursor) error {
 	var p measurepb.Catch
 	var text sql.NullString
 	err := c.rows.Scan(&c.id, &c.seq, &p.Target, &p.Sender, &p.Receiver, &p.Responder, &p.Protocol, &p.Status, &p.Flow, &p.Round, &p.Rtt, &p.ClockError,
-		&p.ReplyTtl, &text, &p.Duplicates, &p.Time)
+		&p.ReplyTtl, &text, &p.Duplicates, &p.Time, &p.Origin)
 	if err != nil {
 		return err
 	}
@@ -272,6 +366,7 @@ func scanResult(c *cursor) error {
 	if err := c.rows.Scan(&c.id, &c.seq, &body); err != nil {
 		return err
 	}
+	c.bytes = len(body)
 	var p measurepb.Result
 	if err := proto.Unmarshal(body, &p); err != nil {
 		return fmt.Errorf("%w (%w)", ErrCorrupt, err)

@@ -80,6 +80,23 @@ CREATE INDEX result_target ON result (target);
 CREATE TABLE counter (seq INTEGER NOT NULL); -- the last one given away
 INSERT INTO counter VALUES (0);
 `,
+	// Measurements with several origins, and the names of targets.
+	`
+CREATE TABLE origin (
+	origin INTEGER PRIMARY KEY, -- 0: the only one
+	name   TEXT NOT NULL UNIQUE
+);
+INSERT INTO origin VALUES (0, '');
+
+CREATE TABLE target_name ( -- of the few targets that have one
+	m    INTEGER NOT NULL,
+	at   INTEGER NOT NULL, -- position among the measurement's targets
+	name TEXT NOT NULL,
+	PRIMARY KEY (m, at)
+) WITHOUT ROWID;
+
+ALTER TABLE catch ADD COLUMN origin INTEGER NOT NULL DEFAULT 0;
+`,
 }
 
 // migrate brings the file to the present version.

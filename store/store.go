@@ -58,6 +58,7 @@ type Store struct {
 	// disk guards write, names, counter and the statements: what touches the file.
 	disk    sync.Mutex
 	sites   map[string]int64
+	origins map[string]int64
 	numbers map[string]int64 // of measurements, by id
 	seq     int64
 
@@ -66,6 +67,7 @@ type Store struct {
 	room    sync.Cond // pending shrank
 	pending []row
 	failed  map[string]error // by measurement: results that could not be kept, until somebody is told
+	leaving map[string]bool  // measurements that are being deleted
 	closed  bool
 
 	wake chan struct{}
@@ -104,7 +106,7 @@ func Open(dir string, opts Options) (*Store, error) {
 		return nil, explain(what, err)
 	}
 	s := &Store{
-		opts: opts, sites: map[string]int64{}, numbers: map[string]int64{}, failed: map[string]error{},
+		opts: opts, numbers: map[string]int64{}, failed: map[string]error{}, leaving: map[string]bool{},
 		wake: make(chan struct{}, 1),
 	}
 	s.room.L = &s.mu
@@ -156,27 +158,36 @@ func (s *Store) open(name string) error {
 	if err := s.write.QueryRowContext(ctx, "SELECT seq FROM counter").Scan(&s.seq); err != nil {
 		return explain("read counter", err)
 	}
-	rows, err := s.write.QueryContext(ctx, "SELECT site, name FROM site")
-	if err != nil {
+	if s.sites, err = s.names(ctx, "site"); err != nil {
 		return explain("read sites", err)
 	}
-	defer rows.Close()
-	for rows.Next() {
-		var number int64
-		var site string
-		if err := rows.Scan(&number, &site); err != nil {
-			return explain("read sites", err)
-		}
-		s.sites[site] = number
-	}
-	if err := rows.Err(); err != nil {
-		return explain("read sites", err)
+	if s.origins, err = s.names(ctx, "origin"); err != nil {
+		return explain("read origins", err)
 	}
 	if s.read, err = sql.Open("sqlite", dsn(name, "query_only(true)", "cache_size(-4000)")); err != nil {
 		return explain("connect", err)
 	}
 	s.read.SetMaxOpenConns(readers)
 	return nil
+}
+
+// names reads a table of names.
+func (s *Store) names(ctx context.Context, table string) (map[string]int64, error) {
+	rows, err := s.write.QueryContext(ctx, "SELECT "+table+", name FROM "+table)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	numbers := map[string]int64{}
+	for rows.Next() {
+		var number int64
+		var name string
+		if err := rows.Scan(&number, &name); err != nil {
+			return nil, err
+		}
+		numbers[name] = number
+	}
+	return numbers, rows.Err()
 }
 
 // Close writes what is waiting and closes the file. Its error tells of results that could not be kept.

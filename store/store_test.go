@@ -69,10 +69,20 @@ func measurement(id string, program anycast.ProgramKind, at time.Time) anycast.M
 func begin(t testing.TB, s *store.Store, m anycast.Measurement, targets ...netip.Addr) {
 	t.Helper()
 	m.Targets = len(targets)
-	if err := s.Begin(t.Context(), m, targets); err != nil {
+	list := make([]anycast.Target, len(targets))
+	for i, a := range targets {
+		list[i].Addr = a
+		if i%2 == 1 {
+			list[i].Name = nameOf(a)
+		}
+	}
+	if err := s.Begin(t.Context(), m, list); err != nil {
 		t.Fatal(err)
 	}
 }
+
+// nameOf is the name of every second target.
+func nameOf(a netip.Addr) string { return "host-" + a.String() }
 
 func appendAll(t testing.TB, s *store.Store, id string, results ...anycast.Result) {
 	t.Helper()
@@ -101,7 +111,7 @@ func everything() []anycast.Result {
 	catch := anycast.Catch{
 		Target: addr("203.0.113.7"), Sender: "fra1", Receiver: "ams2", Responder: addr("203.0.113.1"), Protocol: stateless.CHAOS,
 		Status: probe.Replied, Flow: 3, Round: 2, RTT: 12345 * time.Microsecond, ClockError: time.Millisecond, ReplyTTL: 55, Text: "ns1.ams",
-		Duplicates: 1, Time: start,
+		Duplicates: 1, Time: start, Origin: "east",
 	}
 	silent := anycast.Catch{Target: addr("2001:db8::7"), Sender: "fra1", Protocol: stateless.ICMP, Status: probe.NoReply, Time: start.Add(time.Second)}
 	return []anycast.Result{
@@ -145,8 +155,14 @@ func TestResultsComeBack(t *testing.T) {
 		if diff := cmp.Diff(want, got, exact); diff != "" {
 			t.Errorf("results changed (-given +kept):\n%s", diff)
 		}
-		if got, err := s.Targets(t.Context(), "m1"); err != nil || !slices.Equal(got, targets) {
-			t.Errorf("got targets %v, %v, want %v", got, err, targets)
+		kept, err := s.Targets(t.Context(), "m1")
+		if err != nil || len(kept) != len(targets) {
+			t.Fatalf("got %d targets, %v, want %d", len(kept), err, len(targets))
+		}
+		for i, target := range kept {
+			if target.Addr != targets[i] || (target.Name != "") != (i%2 == 1) || target.Name != "" && target.Name != nameOf(targets[i]) {
+				t.Errorf("target %d is %v, want %v", i, target, targets[i])
+			}
 		}
 	}
 	check(s)
@@ -272,6 +288,82 @@ func TestDelete(t *testing.T) {
 	ids, got := results(t, s, anycast.Query{})
 	if len(got) != len(everything()) || slices.Contains(ids, "a") {
 		t.Errorf("got %d results of %v, want only those of b", len(got), ids)
+	}
+}
+
+// TestSlowReaders holds that who reads slowly keeps nobody from reading and writing, and sees all of it.
+func TestSlowReaders(t *testing.T) {
+	s := open(t, t.TempDir(), store.Options{})
+	begin(t, s, measurement("a", anycast.KindCatchment, start))
+	const rows, slow = 5000, 5
+	var want []string
+	called := func(r anycast.Result) string {
+		switch r := r.(type) {
+		case *anycast.Catch:
+			return r.Target.String()
+		case *anycast.TextResult:
+			return fmt.Sprint(r.Code)
+		}
+		return "something else"
+	}
+	for i := 0; i < rows; i += 1000 {
+		page := slab(i, 1000)
+		page[500] = &anycast.TextResult{Code: int32(i)} // of the other table
+		for _, r := range page {
+			want = append(want, called(r))
+		}
+		appendAll(t, s, "a", page...)
+	}
+	begun, release := make(chan struct{}), make(chan struct{})
+	errs := make(chan error, slow)
+	for range slow {
+		go func() { // waited for below
+			n := 0
+			err := s.Results(t.Context(), anycast.Query{Measurement: "a", Limit: rows - 1}, func(id string, r anycast.Result) bool {
+				if n == 0 {
+					begun <- struct{}{}
+					<-release
+				}
+				if called(r) != want[n] {
+					t.Errorf("result %d is %s, want %s", n, called(r), want[n])
+					return false
+				}
+				n++
+				return true
+			})
+			if err == nil && n != rows-1 {
+				err = fmt.Errorf("%d results", n)
+			}
+			errs <- err
+		}()
+	}
+	for range slow {
+		<-begun
+	}
+	if list, err := s.Measurements(t.Context(), anycast.Query{}); err != nil || len(list) != 1 {
+		t.Errorf("%d measurements, %v", len(list), err)
+	}
+	appendAll(t, s, "a", slab(rows, 1)...)
+	if _, all := results(t, s, anycast.Query{Measurement: "a"}); len(all) != rows+1 {
+		t.Errorf("%d results, want %d", len(all), rows+1)
+	}
+	close(release)
+	for range slow {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	n := 0
+	err := s.Results(t.Context(), anycast.Query{Measurement: "a"}, func(string, anycast.Result) bool {
+		if n++; n == 100 {
+			if err := s.Delete(t.Context(), "a"); err != nil {
+				t.Error(err)
+			}
+		}
+		return true
+	})
+	if !errors.Is(err, anycast.ErrNoMeasurement) || n >= rows {
+		t.Errorf("deleted while it was read: %d results, %v", n, err)
 	}
 }
 
@@ -499,6 +591,40 @@ func TestBadFiles(t *testing.T) {
 		}
 		if _, err := store.Open(dir, store.Options{}); !errors.Is(err, store.ErrNewer) {
 			t.Errorf("got %v, want ErrNewer", err)
+		}
+	})
+	t.Run("of the first version", func(t *testing.T) {
+		dir := t.TempDir()
+		// As it was written then: there were no origins.
+		err := store.MakeVersion(dir, 1,
+			`INSERT INTO measurement VALUES (1, 'old', 'catchment', 'weekly', 'alice', '', 'done', '', 1767323045000000600, 1767323046000000000, 1,
+				'{"program":"catchment","name":"weekly","source":"192.0.2.1","protocol":"icmp","pace":{"rate":100}}', '{"done":1,"total":1,"sent":1,"answered":1}')`,
+			`INSERT INTO target VALUES (1, 0, 4, x'cb007107')`,
+			`INSERT INTO site VALUES (1, 'fra1'), (2, 'ams2')`,
+			`INSERT INTO catch VALUES (1, 1, x'cb007107', 1, 2, NULL, 1, 1, 0, 0, 12345000, 0, 55, NULL, 0, 1767323045000000600)`,
+			`UPDATE counter SET seq = 1`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := open(t, dir, store.Options{})
+		if targets, err := s.Targets(t.Context(), "old"); err != nil || len(targets) != 1 || targets[0] != (anycast.Target{Addr: addr("203.0.113.7")}) {
+			t.Errorf("targets %v, %v", targets, err)
+		}
+		list, err := s.Measurements(t.Context(), anycast.Query{})
+		if err != nil || len(list) != 1 || list[0].Definition.Source != addr("192.0.2.1") || list[0].Definition.Origins != nil {
+			t.Fatalf("measurements %+v, %v", list, err)
+		}
+		appendAll(t, s, "old", &anycast.Catch{Target: addr("203.0.113.8"), Sender: "fra1", Origin: "west", Protocol: stateless.ICMP, Status: probe.NoReply, Time: start})
+		_, got := results(t, s, anycast.Query{Measurement: "old"})
+		want := []anycast.Result{
+			&anycast.Catch{
+				Target: addr("203.0.113.7"), Sender: "fra1", Receiver: "ams2", Protocol: stateless.ICMP, Status: probe.Replied,
+				RTT: 12345 * time.Microsecond, ReplyTTL: 55, Time: start,
+			},
+			&anycast.Catch{Target: addr("203.0.113.8"), Sender: "fra1", Origin: "west", Protocol: stateless.ICMP, Status: probe.NoReply, Time: start},
+		}
+		if diff := cmp.Diff(want, got, exact); diff != "" {
+			t.Errorf("want -, got +:\n%s", diff)
 		}
 	})
 	t.Run("a file where the directory should be", func(t *testing.T) {

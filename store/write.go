@@ -28,7 +28,7 @@ const chunkTargets = 4096
 const insertRows = 32
 
 // catchColumns are the columns of catch.
-const catchColumns = 16
+const catchColumns = 17
 
 // transact runs f in a transaction. The caller holds disk.
 func (s *Store) transact(ctx context.Context, what string, f func(*sql.Tx) error) error {
@@ -44,7 +44,7 @@ func (s *Store) transact(ctx context.Context, what string, f func(*sql.Tx) error
 }
 
 // Begin implements [anycast.Store].
-func (s *Store) Begin(ctx context.Context, m anycast.Measurement, targets []netip.Addr) error {
+func (s *Store) Begin(ctx context.Context, m anycast.Measurement, targets []anycast.Target) error {
 	definition, err := json.Marshal(&m.Definition)
 	if err != nil {
 		return fmt.Errorf("keep measurement %s: %w", m.ID, err)
@@ -70,14 +70,21 @@ func (s *Store) Begin(ctx context.Context, m anycast.Measurement, targets []neti
 		if number, err = r.LastInsertId(); err != nil {
 			return err
 		}
+		for at := range targets {
+			if name := targets[at].Name; name != "" {
+				if _, err := tx.ExecContext(ctx, "INSERT INTO target_name VALUES (?, ?, ?)", number, at, name); err != nil {
+					return err
+				}
+			}
+		}
 		for chunk := 0; len(targets) > 0; chunk++ {
-			n, size := 1, targets[0].BitLen()/8
-			for n < len(targets) && n < chunkTargets && targets[n].BitLen()/8 == size {
+			n, size := 1, targets[0].Addr.BitLen()/8
+			for n < len(targets) && n < chunkTargets && targets[n].Addr.BitLen()/8 == size {
 				n++
 			}
 			data := make([]byte, 0, n*size)
-			for _, a := range targets[:n] {
-				data = append(data, a.AsSlice()...)
+			for i := range targets[:n] {
+				data = append(data, targets[i].Addr.AsSlice()...)
 			}
 			if _, err := tx.ExecContext(ctx, "INSERT INTO target VALUES (?, ?, ?, ?)", number, chunk, size, data); err != nil {
 				return err
@@ -232,7 +239,7 @@ func (s *Store) fail(id string, err error) {
 func (s *Store) writeBatch(ctx context.Context, rows []row) error {
 	seq := s.seq
 	var catches []any // arguments
-	fresh := map[string]int64{}
+	sites, origins := fresh{known: s.sites}, fresh{known: s.origins}
 	err := s.transact(ctx, "write results", func(tx *sql.Tx) error {
 		insert := tx.StmtContext(ctx, s.insert)
 		flush := func(all bool) error {
@@ -250,21 +257,6 @@ func (s *Store) writeBatch(ctx context.Context, rows []row) error {
 				catches = catches[:copy(catches, catches[n*catchColumns:])]
 			}
 			return nil
-		}
-		site := func(name string) (int64, error) {
-			if n, ok := s.sites[name]; ok {
-				return n, nil
-			}
-			if n, ok := fresh[name]; ok {
-				return n, nil
-			}
-			r, err := tx.ExecContext(ctx, "INSERT INTO site (name) VALUES (?)", name)
-			if err != nil {
-				return 0, err
-			}
-			n, err := r.LastInsertId()
-			fresh[name] = n
-			return n, err
 		}
 		for _, r := range rows {
 			m, err := s.numberIn(ctx, tx, r.id)
@@ -288,18 +280,22 @@ func (s *Store) writeBatch(ctx context.Context, rows []row) error {
 				continue
 			}
 			seq++
-			sender, err := site(c.Sender)
+			sender, err := sites.number(ctx, tx, "site", c.Sender)
 			if err != nil {
 				return err
 			}
-			receiver, err := site(c.Receiver)
+			receiver, err := sites.number(ctx, tx, "site", c.Receiver)
+			if err != nil {
+				return err
+			}
+			origin, err := origins.number(ctx, tx, "origin", c.Origin)
 			if err != nil {
 				return err
 			}
 			p := measurepb.FromResult(c).GetCatch()
 			catches = append(catches, m, seq, p.GetTarget(), sender, receiver, optional(p.GetResponder()), int64(p.GetProtocol()), int64(p.GetStatus()),
 				int64(p.GetFlow()), int64(p.GetRound()), p.GetRtt(), p.GetClockError(), int64(p.GetReplyTtl()), optional(p.GetText()),
-				int64(p.GetDuplicates()), p.GetTime())
+				int64(p.GetDuplicates()), p.GetTime(), origin)
 			if err := flush(false); err != nil {
 				return err
 			}
@@ -314,8 +310,32 @@ func (s *Store) writeBatch(ctx context.Context, rows []row) error {
 		return err
 	}
 	s.seq = seq
-	maps.Copy(s.sites, fresh)
+	maps.Copy(s.sites, sites.added)
+	maps.Copy(s.origins, origins.added)
 	return nil
+}
+
+// fresh is the numbers of names, with those that a transaction adds.
+type fresh struct{ known, added map[string]int64 }
+
+// number gives the number that a name has in a table of names.
+func (f *fresh) number(ctx context.Context, tx *sql.Tx, table, name string) (int64, error) {
+	if n, ok := f.known[name]; ok {
+		return n, nil
+	}
+	if n, ok := f.added[name]; ok {
+		return n, nil
+	}
+	r, err := tx.ExecContext(ctx, "INSERT INTO "+table+" (name) VALUES (?)", name)
+	if err != nil {
+		return 0, err
+	}
+	n, err := r.LastInsertId()
+	if f.added == nil {
+		f.added = map[string]int64{}
+	}
+	f.added[name] = n
+	return n, err
 }
 
 // numberIn is number inside a transaction, which holds the only connection.
@@ -343,7 +363,7 @@ func optional[T string | []byte](v T) any {
 }
 
 var catchStatements = func() (statements [insertRows + 1]string) {
-	const one = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+	const one = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 	for n := 1; n <= insertRows; n++ {
 		statements[n] = "INSERT INTO catch VALUES " + one + strings.Repeat(", "+one, n-1)
 	}
@@ -492,6 +512,14 @@ func (s *Store) deleteLocked(ctx context.Context, id string) error {
 		return err
 	}
 	what := "delete measurement " + id
+	s.mu.Lock()
+	s.leaving[id] = true
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		delete(s.leaving, id)
+		s.mu.Unlock()
+	}()
 	// The measurement goes last: a delete that was cut short can be repeated.
 	for _, table := range []string{"catch", "result"} {
 		for {
@@ -512,7 +540,7 @@ func (s *Store) deleteLocked(ctx context.Context, id string) error {
 	}
 	err = s.transact(ctx, what, func(tx *sql.Tx) error {
 		// Of results only what came meanwhile.
-		for _, table := range []string{"catch", "result", "target", "measurement"} {
+		for _, table := range []string{"catch", "result", "target", "target_name", "measurement"} {
 			if _, err := tx.ExecContext(ctx, "DELETE FROM "+table+" WHERE m = ?", number); err != nil {
 				return err
 			}

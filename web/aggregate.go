@@ -6,6 +6,7 @@ package web
 import (
 	"cmp"
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -38,6 +39,10 @@ type aggregate struct {
 	names   []string // names[0] is empty: nobody
 	numbers map[string]siteNo
 	results int
+
+	// origins are the sums of a measurement's several origins, by name. They share held, the networks of all of them together.
+	origins map[string]*aggregate
+	held    *int
 
 	networks []network
 	index    map[uint64]int32 // by key
@@ -121,9 +126,42 @@ type text struct {
 
 func newAggregate() *aggregate {
 	return &aggregate{
+		origins: make(map[string]*aggregate), held: new(int),
 		names: []string{""}, numbers: map[string]siteNo{"": 0}, index: make(map[uint64]int32),
 		rtts: make(map[siteNo]*hdrhistogram.Histogram), matrix: make(map[[2]siteNo]int), texts: make(map[text]int),
 	}
+}
+
+// origin gives the sums of an origin, those of the whole measurement for the only one.
+func (a *aggregate) origin(name string) *aggregate {
+	if name == "" {
+		return a
+	}
+	o := a.origins[name]
+	if o == nil {
+		if len(a.origins) >= anycast.MaxOrigins { // no measurement has so many
+			return a
+		}
+		o = newAggregate()
+		o.held = a.held
+		a.origins[name] = o
+	}
+	return o
+}
+
+// choose gives the sums of one of a measurement's origins, the first one for "".
+func (a *aggregate) choose(d *anycast.Definition, name string) (*aggregate, string, error) {
+	switch {
+	case len(d.Origins) == 0:
+		return a, "", nil
+	case name == "":
+		name = d.Origins[0].Name
+	default:
+		if _, ok := d.Origin(name); !ok {
+			return nil, "", fmt.Errorf("%w: the measurement has no origin %q", errRequest, name)
+		}
+	}
+	return a.origin(name), name, nil
 }
 
 // site gives the number of a name. Beyond maxSites all are one.
@@ -173,10 +211,11 @@ func (a *aggregate) network(addr netip.Addr) *network {
 	key := keyOf(addr)
 	i, ok := a.index[key]
 	if !ok {
-		if len(a.networks) >= maxNetworks {
+		if *a.held >= maxNetworks {
 			a.beyond++
 			return nil
 		}
+		*a.held++
 		i = int32(len(a.networks))
 		a.networks = append(a.networks, network{key: key})
 		a.index[key] = i
@@ -260,15 +299,15 @@ func (a *aggregate) add(r anycast.Result) {
 	a.results++
 	switch r := r.(type) {
 	case *anycast.Catch:
-		a.addCatch(r)
+		a.origin(r.Origin).addCatch(r)
 	case *anycast.LatencyResult:
-		a.addLatency(r)
+		a.origin(r.Origin).addLatency(r)
 	case *anycast.WatchResult:
 		a.addPoint(r)
 	case *anycast.Move:
 		a.addMove(r)
 	case *anycast.FlipResult:
-		a.addFlip(r)
+		a.origin(r.Origin).addFlip(r)
 	case *anycast.TraceResult:
 		a.addTrace(r)
 	case *anycast.Summary:

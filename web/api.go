@@ -276,7 +276,8 @@ func (h *Handler) open(ctx context.Context, id string) (*follower, error) {
 }
 
 func (h *Handler) serveSummary(w http.ResponseWriter, r *http.Request) {
-	h.with(w, r, func(m *anycast.Measurement, a *aggregate) (any, error) { return a.summarize(m), nil })
+	origin := r.URL.Query().Get("origin")
+	h.with(w, r, func(m *anycast.Measurement, a *aggregate) (any, error) { return a.summarizeOrigin(m, origin) })
 }
 
 func (h *Handler) serveNetworks(w http.ResponseWriter, r *http.Request) {
@@ -289,7 +290,13 @@ func (h *Handler) serveNetworks(w http.ResponseWriter, r *http.Request) {
 		h.fail(w, r, p.err)
 		return
 	}
-	h.with(w, r, func(_ *anycast.Measurement, a *aggregate) (any, error) { return a.page(f), nil })
+	h.with(w, r, func(m *anycast.Measurement, a *aggregate) (any, error) {
+		o, _, err := a.choose(&m.Definition, p.Get("origin"))
+		if err != nil {
+			return nil, err
+		}
+		return o.page(f), nil
+	})
 }
 
 func (h *Handler) serveMap(w http.ResponseWriter, r *http.Request) {
@@ -302,7 +309,13 @@ func (h *Handler) serveMap(w http.ResponseWriter, r *http.Request) {
 	if !prefix.IsValid() {
 		prefix = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 	}
-	h.with(w, r, func(_ *anycast.Measurement, a *aggregate) (any, error) { return a.hilbert(prefix) })
+	h.with(w, r, func(m *anycast.Measurement, a *aggregate) (any, error) {
+		o, _, err := a.choose(&m.Definition, p.Get("origin"))
+		if err != nil {
+			return nil, err
+		}
+		return o.hilbert(prefix)
+	})
 }
 
 func (h *Handler) serveCompare(w http.ResponseWriter, r *http.Request) {
@@ -341,10 +354,19 @@ func (h *Handler) serveCompare(w http.ResponseWriter, r *http.Request) {
 	}
 	one.mu.Lock()
 	two.mu.Lock()
-	answer := compare(before.sum, after.sum, f)
-	answer.A, answer.B = brief(before.m), brief(after.m)
+	x, _, errA := before.sum.choose(&before.m.Definition, p.Get("origin"))
+	y, _, errB := after.sum.choose(&after.m.Definition, p.Get("origin"))
+	var answer *comparison
+	if err = errors.Join(errA, errB); err == nil {
+		answer = compare(x, y, f)
+		answer.A, answer.B = brief(before.m), brief(after.m)
+	}
 	two.mu.Unlock()
 	one.mu.Unlock()
+	if err != nil {
+		h.fail(w, r, err)
+		return
+	}
 	writeJSON(w, r, answer)
 }
 

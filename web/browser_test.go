@@ -297,6 +297,24 @@ func TestRunningMeasurement(t *testing.T) {
 	b.quiet()
 }
 
+func TestOriginsInBrowser(t *testing.T) {
+	b := browse(t, twoOrigins(), "")
+	for _, width := range []int64{400, 1440} {
+		b.look(width, 900, "light")
+		b.do(chromedp.Navigate(b.url + "/#/m/o"))
+		b.says("Elsewhere than from east")
+		b.says("1 of 2")
+		b.fits("origins")
+	}
+	shown := `[...document.querySelectorAll('table')].at(-1).innerText`
+	b.until(shown + `.includes('fra')`)
+	b.picture("origins-light")
+	value[any](b, `[...document.querySelectorAll('button')].find((x) => x.innerText === 'west').click()`)
+	b.until(shown + `.includes('syd') && !` + shown + `.includes('fra')`)
+	b.until(`[...document.querySelectorAll('button[aria-pressed=true]')].map((x) => x.innerText).join() === 'west'`)
+	b.quiet()
+}
+
 func TestNetworkSearch(t *testing.T) {
 	s := newMemory()
 	s.add(measured("a", anycast.KindCatchment, "few", 3), catch("1.2.3.4", "fra"), catch("1.2.4.4", "nyc"), catch("1.2.4.5", "syd"), catch("9.0.0.1", ""))

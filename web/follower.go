@@ -160,7 +160,7 @@ func (h *Handler) keptLocked() int {
 	for _, f := range h.followed {
 		if f.users == 0 {
 			f.mu.Lock()
-			n += len(f.sum.networks)
+			n += *f.sum.held
 			f.mu.Unlock()
 		}
 	}

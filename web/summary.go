@@ -20,6 +20,9 @@ import (
 type summaryJSON struct {
 	Measurement anycast.Measurement `json:"measurement"`
 	Results     int                 `json:"results"`
+	// Origin is what the sums are about, if the measurement has several, and Origins are all of them.
+	Origin  string       `json:"origin,omitempty"`
+	Origins []originSums `json:"origins,omitempty"`
 	// Networks counts those with an answer, Silent those without, Split those that reach several sites. Beyond is how
 	// many probes were about networks for which there was no room.
 	Networks int                  `json:"networks"`
@@ -37,6 +40,19 @@ type summaryJSON struct {
 	Alarms   []anycast.Alarm      `json:"alarms,omitempty"`
 	Answers  []anycast.TextResult `json:"answers,omitempty"`
 	Summary  *anycast.Summary     `json:"summary,omitempty"`
+}
+
+// originSums is what is reached from one of several origins.
+type originSums struct {
+	anycast.Origin
+	Networks int `json:"networks"` // with an answer
+	Silent   int `json:"silent"`
+	Split    int `json:"split"`
+	// Caught is how many networks each site catches.
+	Caught map[string]int `json:"caught"`
+	// Elsewhere is how many networks are caught by another site than under the first origin, of Compared that answer under both.
+	Elsewhere int `json:"elsewhere"`
+	Compared  int `json:"compared"`
 }
 
 // siteSums is what one site caught.
@@ -95,6 +111,33 @@ type flipSums struct {
 	ByProtocol int    `json:"by_protocol"`
 	ByTime     int    `json:"by_time"`
 	List       []flip `json:"list"`
+}
+
+// summarizeOrigin is summarize for one of several origins, "" for the first one.
+func (a *aggregate) summarizeOrigin(m *anycast.Measurement, name string) (*summaryJSON, error) {
+	o, name, err := a.choose(&m.Definition, name)
+	if err != nil || o == a {
+		return a.summarize(m), err
+	}
+	s := o.summarize(m)
+	whole := a.summarize(m)
+	s.Results, s.Alarms, s.Summary = whole.Results, whole.Alarms, whole.Summary
+	s.Origin = name
+	first := a.origin(m.Definition.Origins[0].Name)
+	for _, origin := range m.Definition.Origins {
+		o := a.origin(origin.Name)
+		all := o.summarize(m)
+		sums := originSums{Origin: origin, Networks: all.Networks, Silent: all.Silent, Split: all.Split, Caught: map[string]int{}}
+		for _, site := range all.Sites {
+			if site.Networks > 0 {
+				sums.Caught[site.Name] = site.Networks
+			}
+		}
+		c := compare(first, o, moverFilter{})
+		sums.Elsewhere, sums.Compared = c.Moved, c.Moved+c.Same
+		s.Origins = append(s.Origins, sums)
+	}
+	return s, nil
 }
 
 func (a *aggregate) summarize(m *anycast.Measurement) *summaryJSON {

@@ -544,6 +544,65 @@ func TestCompare(t *testing.T) {
 	}
 }
 
+// twoOrigins has a measurement of which two origins see different things.
+func twoOrigins() *memory {
+	s := small()
+	m := measured("o", anycast.KindCatchment, "side by side", 3)
+	m.Definition.Origins = []anycast.Origin{{Name: "east", Source: address("192.0.2.1")}, {Name: "west", Source: address("192.0.2.129"), Sites: []string{"fra"}}}
+	from := func(origin string, c *anycast.Catch) *anycast.Catch {
+		c.Origin = origin
+		return c
+	}
+	s.add(m, from("east", catch("1.2.3.4", "fra")), from("west", catch("1.2.3.4", "nyc")), from("east", catch("1.2.4.4", "nyc")),
+		from("west", catch("1.2.4.4", "nyc")), from("east", catch("9.0.0.1", "")), from("west", catch("9.0.0.1", "syd")),
+		&anycast.Summary{Targets: 3, Sent: 6, Answered: 5, Differ: 1})
+	return s
+}
+
+func TestOrigins(t *testing.T) {
+	s := serve(t, web.Options{Source: twoOrigins()})
+	type sums struct {
+		Results, Networks, Silent, Split int
+		Origin                           string
+		Origins                          []struct {
+			Name, Source        string
+			Networks, Silent    int
+			Caught              map[string]int
+			Elsewhere, Compared int
+		}
+		Summary struct{ Differ int }
+	}
+	for query, want := range map[string]sums{
+		"": {Results: 7, Networks: 2, Silent: 1, Origin: "east"}, "?origin=east": {Results: 7, Networks: 2, Silent: 1, Origin: "east"},
+		"?origin=west": {Results: 7, Networks: 3, Origin: "west"},
+	} {
+		got := ask[sums](t, s.URL+"/api/measurements/o/summary"+query)
+		if all := "[{east 192.0.2.1 2 1 map[fra:1 nyc:1] 0 2} {west 192.0.2.129 3 0 map[nyc:2 syd:1] 1 2}]"; fmt.Sprint(got.Origins) != all || got.Summary.Differ != 1 {
+			t.Errorf("%s: %v, want %s", query, got.Origins, all)
+		}
+		want.Origins, want.Summary = got.Origins, got.Summary
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s: %s", query, diff)
+		}
+	}
+	page := ask[networks](t, s.URL+"/api/measurements/o/networks?origin=west&site=nyc")
+	if len(page.Networks) != 2 || page.Networks[0].Network != "1.2.3.0/24" || page.Networks[0].Probes != 1 {
+		t.Errorf("networks from west that reach nyc: %+v", page)
+	}
+	if got := ask[struct{ Sites []string }](t, s.URL+"/api/measurements/o/map"); fmt.Sprint(got.Sites) != "[ fra nyc]" {
+		t.Errorf("the map from the first origin has the sites %v", got.Sites)
+	}
+	moved := ask[struct{ Moved, Same int }](t, s.URL+"/api/compare?a=a&b=o&origin=west")
+	if moved.Moved != 1 || moved.Same != 1 {
+		t.Errorf("from a to west: %+v", moved)
+	}
+	for _, path := range []string{"summary", "networks", "map"} {
+		if resp, body := fetch(t, s.URL+"/api/measurements/o/"+path+"?origin=north"); resp.StatusCode != 400 {
+			t.Errorf("%s of an origin that there is not: %s: %s", path, resp.Status, body)
+		}
+	}
+}
+
 func TestTraces(t *testing.T) {
 	s := serve(t, web.Options{Source: world(t)})
 	got := ask[struct {

@@ -165,6 +165,14 @@ func (l *Lease) Release() {
 	}
 }
 
+// Targets tells whether a measurement may have so many targets, for one whose number is not known at its start. Errors: a [*QuotaError].
+func (q *Quotas) Targets(who enroll.Identity, n int) error {
+	if limit := q.limits(who).Targets; limit > 0 && n > limit {
+		return &QuotaError{Who: who, Limit: LimitTargets, Max: float64(limit), Asked: float64(n)}
+	}
+	return nil
+}
+
 // Start takes a measurement's part of the quota. Errors: a [*QuotaError]; then nothing is taken.
 func (q *Quotas) Start(who enroll.Identity, d Demand) (*Lease, error) {
 	if d.Targets < 0 || d.ProbeRate < 0 || math.IsNaN(d.ProbeRate) || math.IsInf(d.ProbeRate, 0) {

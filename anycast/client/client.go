@@ -189,6 +189,43 @@ func (c *Client) Start(ctx context.Context, d anycast.Definition, targets Target
 	return newStream(ctx, cancel, "start", call, err)
 }
 
+// Feed begins a catchment, latency or flipping measurement whose targets are sent while it runs. What it tells has to be read at the same time, with
+// All. It is cut when the stream ends, or the connection breaks, before CloseSend; what was found by then is kept.
+// Errors: as of Start.
+func (c *Client) Feed(ctx context.Context, d anycast.Definition) (*Feed, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	call, err := c.measure.Feed(ctx)
+	if err == nil {
+		if err = call.Send(&measurepb.StartRequest{Definition: measurepb.FromDefinition(&d)}); errors.Is(err, io.EOF) { // the controller knows why
+			_, err = call.Recv()
+		}
+	}
+	s, err := newStream(ctx, cancel, "feed", call, err)
+	if err != nil {
+		return nil, err
+	}
+	return &Feed{Stream: s, call: call}, nil
+}
+
+// Feed is a measurement that takes targets while it runs, and what it tells.
+type Feed struct {
+	*Stream
+	call measurepb.Measure_FeedClient
+}
+
+// Send sends targets. It waits while the controller has more than it can probe soon. Not to be called by several goroutines at once.
+// io.EOF means that the measurement is over or cut; All tells why.
+func (f *Feed) Send(t Targets) error {
+	err := sendTargets(f.call.Send, &measurepb.StartRequest{}, t)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return errorOf(f.ctx, f.name, err)
+	}
+	return err
+}
+
+// CloseSend tells that there are no more targets: the measurement goes on to its end. Not to be called together with Send.
+func (f *Feed) CloseSend() error { return errorOf(f.ctx, f.name, f.call.CloseSend()) }
+
 func sendTargets(send func(*measurepb.StartRequest) error, m *measurepb.StartRequest, t Targets) error {
 	for {
 		n := min(len(t.Text), chunkText)

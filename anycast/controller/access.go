@@ -70,6 +70,7 @@ var actions = map[string]enroll.Action{
 	anycastpb.AnycastService_UserRequest_FullMethodName:   enroll.Measure,
 	measurepb.Fleet_Attach_FullMethodName:                 enroll.Serve,
 	measurepb.Measure_Start_FullMethodName:                enroll.Measure,
+	measurepb.Measure_Feed_FullMethodName:                 enroll.Measure,
 	measurepb.Measure_Cancel_FullMethodName:               enroll.Measure,
 	measurepb.Measure_Delete_FullMethodName:               enroll.Measure,
 	measurepb.Measure_Follow_FullMethodName:               enroll.Read,

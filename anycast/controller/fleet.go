@@ -155,7 +155,12 @@ func (f *fleet) open(ctx context.Context, probes stateless.Config, handler anyca
 	probes.Ports = max(probes.Ports, 1)
 	probes.Key = stateless.NewKey()
 	var err error
-	if probes.FirstPort, err = f.ports.allocate(ctx, int(probes.Ports)); err != nil {
+	if probes.FirstPort == 0 {
+		probes.FirstPort, err = f.ports.allocate(ctx, int(probes.Ports))
+	} else {
+		err = f.ports.allocateFixed(ctx, probes.FirstPort)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("open session: %w", err)
 	}
 	if err := f.begin(s, probes); err != nil {

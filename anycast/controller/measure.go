@@ -49,17 +49,11 @@ func (s *measureService) Start(stream measurepb.Measure_StartServer) error {
 
 // start begins a measurement with the definition and targets that recv gives, and tells its id.
 func (s *measureService) start(ctx context.Context, who caller, recv func() (*measurepb.StartRequest, error)) (id string, attached bool, err error) {
-	first, err := recv()
+	first, definition, err := readDefinition(recv)
 	if err != nil {
-		return "", false, fmt.Errorf("%w: no definition came: %w", errInvalid, err)
+		return "", false, err
 	}
-	if first.GetDefinition() == nil {
-		return "", false, fmt.Errorf("%w: the first message has no definition", errInvalid)
-	}
-	definition, err := measurepb.ToDefinition(first.GetDefinition())
-	if err != nil {
-		return "", false, fmt.Errorf("%w: definition: %w", errInvalid, err)
-	}
+	definition.Feed = false
 	if err := s.admitRequest(who); err != nil {
 		return "", false, err
 	}
@@ -78,8 +72,24 @@ func (s *measureService) start(ctx context.Context, who caller, recv func() (*me
 	if err != nil {
 		return "", false, err
 	}
-	id, err = s.begin(ctx, who, definition, targets)
+	id, err = s.begin(ctx, who, definition, targets, nil)
 	return id, first.GetAttached(), err
+}
+
+// readDefinition reads the first message of a call.
+func readDefinition(recv func() (*measurepb.StartRequest, error)) (*measurepb.StartRequest, anycast.Definition, error) {
+	first, err := recv()
+	if err != nil {
+		return nil, anycast.Definition{}, fmt.Errorf("%w: no definition came: %w", errInvalid, err)
+	}
+	if first.GetDefinition() == nil {
+		return nil, anycast.Definition{}, fmt.Errorf("%w: the first message has no definition", errInvalid)
+	}
+	definition, err := measurepb.ToDefinition(first.GetDefinition())
+	if err != nil {
+		return nil, definition, fmt.Errorf("%w: definition: %w", errInvalid, err)
+	}
+	return first, definition, nil
 }
 
 // Follow tells what a measurement found so far, and goes on until it ends.

@@ -25,6 +25,7 @@ import (
 	"github.com/seed5728abee/fathom/anycast/client"
 	"github.com/seed5728abee/fathom/anycast/enroll"
 	"github.com/seed5728abee/fathom/anycast/measurepb"
+	"github.com/seed5728abee/fathom/anycast/volta"
 	"github.com/seed5728abee/fathom/probe/stateless"
 )
 
@@ -370,7 +371,7 @@ func (s *fullStore) Update(ctx context.Context, m anycast.Measurement) error {
 	return s.Store.Update(ctx, m)
 }
 
-func (s *fullStore) Begin(ctx context.Context, m anycast.Measurement, targets []netip.Addr) error {
+func (s *fullStore) Begin(ctx context.Context, m anycast.Measurement, targets []anycast.Target) error {
 	if s.full.Load() {
 		return errFull
 	}
@@ -478,7 +479,7 @@ func TestCrash(t *testing.T) {
 		{ID: "1", Definition: catchment(1000, "a"), State: anycast.Running, Start: now, Targets: 4},
 		{ID: "2", Definition: anycast.Definition{Program: anycast.KindTrace, Sites: []string{"a"}}, State: anycast.Running, Start: now, Targets: 4},
 	} {
-		if err := store.Begin(t.Context(), m, hitList(4)); err != nil {
+		if err := store.Begin(t.Context(), m, []anycast.Target{{Addr: hitList(4)[0]}, {Addr: hitList(4)[1]}, {Addr: hitList(4)[2]}, {Addr: hitList(4)[3]}}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -507,6 +508,7 @@ func TestSchedule(t *testing.T) {
 	s := measuring(t, Options{Store: store}, w)
 	c := s.client()
 	d := catchment(1000, "a")
+	d.Origins = []anycast.Origin{{Name: "only"}}
 	d.Schedule = &anycast.Schedule{Every: time.Second, Alarm: 0.2}
 	stream := must(c.Start(t.Context(), d, client.Targets{Addrs: hitList(16)}, false))
 	id := stream.Measurement().ID
@@ -535,7 +537,7 @@ func TestSchedule(t *testing.T) {
 			break
 		}
 	}
-	if alarm.Share != 0.25 || alarm.Limit != 0.2 || alarm.Before >= alarm.After {
+	if alarm.Origin != "only" || alarm.Share != 0.25 || alarm.Limit != 0.2 || alarm.Before >= alarm.After {
 		t.Errorf("alarm %+v", alarm)
 	}
 
@@ -660,3 +662,89 @@ func TestQuotasAndAudit(t *testing.T) {
 }
 
 func clientTargets(n int) client.Targets { return client.Targets{Addrs: hitList(n)} }
+
+// TestOrigins: two origins, one with a source port of its own. A controller that ends in between goes on with what each of them lacks.
+func TestOrigins(t *testing.T) {
+	store := newMemory(100)
+	w := &world{hops: 3, receiver: byTarget}
+	s := measuring(t, Options{Store: store}, w)
+	const targets = 200
+	d := catchment(200, "a")
+	d.Protocol = stateless.UDP
+	d.Origins = []anycast.Origin{{Name: "x"}, {Name: "y", SourcePort: 12345, Port: 4444}}
+	d.Weights = []anycast.Weight{{Network: netip.MustParsePrefix("198.18.0.0/15"), Queries: 100}}
+	stream := must(s.client().Start(t.Context(), d, client.Targets{Addrs: hitList(targets)}, false))
+	id := stream.Measurement().ID
+	seen := 0
+	for e, err := range stream.All() {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if seen += len(e.Results); seen > targets/4 {
+			break
+		}
+	}
+	if s.fleet.ports.blocks.AllocatePort(12345) == nil {
+		t.Error("the source port of an origin is free while it is used")
+	}
+	if err := s.stop(); err != nil {
+		t.Fatal(err)
+	}
+	s = measuring(t, Options{Store: store}, w)
+	got := listen(t, must(s.client().Follow(t.Context(), id)), nil)
+	perOrigin := map[string]map[netip.Addr]bool{"x": {}, "y": {}}
+	caught := 0
+	for _, r := range got.results {
+		if c, ok := r.(*anycast.Catch); ok {
+			if c.Receiver != byTarget(0, c.Target) || perOrigin[c.Origin] == nil {
+				t.Fatalf("%+v", c)
+			}
+			caught++
+			perOrigin[c.Origin][c.Target] = true
+		}
+	}
+	if len(perOrigin["x"]) != targets || len(perOrigin["y"]) != targets || got.last.State != anycast.Done {
+		t.Errorf("%d and %d targets, %+v", len(perOrigin["x"]), len(perOrigin["y"]), got.last)
+	}
+	sum := got.summaries()[0]
+	if len(sum.Origins) != 2 || sum.Differ != 0 || sum.Sent != uint64(caught) || !strings.Contains(sum.Notes[0], "restarted") {
+		t.Fatalf("summary %+v", sum)
+	}
+	for _, o := range sum.Origins {
+		// A quarter of the targets is b's, of those before the restart and of those after it.
+		if o.Sites["a"] != targets*3/4 || o.Sites["b"] != targets/4 || o.Weight["a"] != 75 || o.Weight["b"] != 25 {
+			t.Errorf("origin %+v", o)
+		}
+	}
+}
+
+// TestFixedPort: who needs one port and no other waits for it, and stands in nobody's way.
+func TestFixedPort(t *testing.T) {
+	s := start(t, Options{Start: 10000, End: 10100, Block: 100})
+	p := s.fleet.ports
+	if err := p.allocateFixed(t.Context(), 10050); err != nil {
+		t.Fatal(err)
+	}
+	got := make(chan error, 1)
+	go func() { got <- p.allocateFixed(t.Context(), 10050) }()
+	eventually(t, "it waits", func() bool {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return len(p.fixed) == 1
+	})
+	if _, err := p.allocate(t.Context(), 10); err != nil {
+		t.Errorf("other ports: %v", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if err := p.allocateFixed(ctx, 10050); !errors.Is(err, anycast.ErrNoPorts) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a port in use: %v", err)
+	}
+	p.release(10050)
+	if err := <-got; err != nil {
+		t.Error(err)
+	}
+	if err := p.allocateFixed(t.Context(), 10100); !errors.Is(err, volta.ErrRange) {
+		t.Errorf("a port of others: %v", err)
+	}
+}

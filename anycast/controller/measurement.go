@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -26,20 +25,23 @@ func newID(now time.Time) string {
 }
 
 // resumable tells whether what was cut by the end of a controller goes on with the next one: a schedule does, and
-// a catchment, whose targets do not depend on each other.
+// a catchment, whose targets do not depend on each other, unless they come from somebody who is gone then.
 func resumable(d *anycast.Definition) bool {
-	return d.Schedule != nil || d.Program == anycast.KindCatchment
+	return d.Schedule != nil || d.Program == anycast.KindCatchment && !d.Feed
 }
 
-// begin starts a measurement, or a schedule of such, and gives its id.
-func (c *Controller) begin(ctx context.Context, who caller, d anycast.Definition, targets []anycast.Target) (string, error) {
+// begin starts a measurement, or a schedule of such, and gives its id. With a feed there are no targets yet.
+func (c *Controller) begin(ctx context.Context, who caller, d anycast.Definition, targets []anycast.Target, feed anycast.Feed) (string, error) {
 	if err := d.Check(); err != nil {
 		return "", err
 	}
 	if d.Program == anycast.KindVolta {
 		targets = nil
-	} else if len(targets) == 0 {
+	} else if len(targets) == 0 && feed == nil {
 		return "", fmt.Errorf("%w: no targets", errInvalid)
+	}
+	if err := c.checkPorts(&d); err != nil {
+		return "", err
 	}
 	release, err := c.admitMeasurement(who, &d, len(targets))
 	if err != nil {
@@ -54,12 +56,27 @@ func (c *Controller) begin(ctx context.Context, who caller, d anycast.Definition
 		release()
 		return "", err
 	}
-	go func() { // counted by create
+	r.feed = feed // nobody executes it yet
+	go func() {   // counted by create
 		defer c.work.Done()
 		defer release()
 		c.execute(r)
 	}()
 	return r.m.ID, nil
+}
+
+// checkPorts refuses source ports that the controller does not have.
+func (c *Controller) checkPorts(d *anycast.Definition) error {
+	for i := range d.Origins {
+		port := d.Origins[i].SourcePort
+		if _, ok := c.fleet.ports.blocks.Index(port); port != 0 && !ok {
+			first, n := c.fleet.ports.blocks.Ports()
+			return &anycast.FieldError{
+				Field: "origins.source_port", Value: port, Reason: fmt.Sprintf("the controller has %d to %d", first, int(first)+n-1),
+			}
+		}
+	}
+	return nil
 }
 
 // create makes a measurement known to the store and the controller, and counts it as work: whoever executes it says when
@@ -69,11 +86,7 @@ func (c *Controller) create(ctx context.Context, m anycast.Measurement, targets 
 	m.ID = newID(m.Start)
 	m.Targets = len(targets)
 	m.Progress.Total = len(targets)
-	addrs := make([]netip.Addr, len(targets))
-	for i := range targets {
-		addrs[i] = targets[i].Addr
-	}
-	if err := c.store.Begin(ctx, m, addrs); err != nil {
+	if err := c.store.Begin(ctx, m, targets); err != nil {
 		c.metrics.storeErrors.Inc()
 		return nil, fmt.Errorf("%w: %w", errStore, err)
 	}
@@ -118,6 +131,8 @@ func (c *Controller) execute(r *run) {
 		state, err = anycast.Interrupted, errStopping
 	case cause != nil:
 		state, err = anycast.Cancelled, cause
+	case errors.Is(err, errLeft): // a feed knows it first
+		state, err = anycast.Cancelled, errLeft
 	case err != nil:
 		state = anycast.Failed
 	}
@@ -179,9 +194,9 @@ func (c *Controller) program(r *run) error {
 		}
 		return nil
 	}
-	job := anycast.Job{Fleet: c.fleet, Definition: d, Targets: r.targets, Sink: r, Log: c.log.With("measurement", r.m.ID)}
+	job := anycast.Job{Fleet: c.fleet, Definition: d, Targets: r.targets, Feed: r.feed, Sink: r, Log: c.log.With("measurement", r.m.ID)}
 	if r.prior != nil {
-		job.Done = r.prior.has
+		job.Done, job.Prior = r.prior.has, r.prior.each
 	}
 	return job.Run(r.ctx)
 }

@@ -26,7 +26,7 @@ type memory struct {
 
 type kept struct {
 	m       anycast.Measurement
-	targets []netip.Addr
+	targets []anycast.Target
 	results []anycast.Result
 }
 
@@ -35,7 +35,7 @@ var _ anycast.Store = (*memory)(nil)
 func newMemory(limit int) *memory { return &memory{max: limit, kept: map[string]*kept{}} }
 
 // Begin keeps a new measurement, in place of the oldest that is over if there are too many.
-func (s *memory) Begin(_ context.Context, m anycast.Measurement, targets []netip.Addr) error {
+func (s *memory) Begin(_ context.Context, m anycast.Measurement, targets []anycast.Target) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.kept) >= s.max {
@@ -107,7 +107,7 @@ func (s *memory) Measurements(_ context.Context, q anycast.Query) ([]anycast.Mea
 }
 
 // Targets gives those of a measurement.
-func (s *memory) Targets(_ context.Context, id string) ([]netip.Addr, error) {
+func (s *memory) Targets(_ context.Context, id string) ([]anycast.Target, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	k := s.kept[id]

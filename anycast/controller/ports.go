@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/seed5728abee/fathom/anycast"
@@ -19,6 +20,7 @@ type ports struct {
 
 	mu      sync.Mutex
 	waiting []*portRequest // in the order of their coming
+	fixed   []*portRequest // those that want one port and no other; they stand in nobody's way
 }
 
 type portRequest struct {
@@ -66,6 +68,36 @@ func (p *ports) allocate(ctx context.Context, n int) (uint16, error) {
 	return r.first, nil // they came in the same moment
 }
 
+// allocateFixed gives one port as soon as it is free. It fails with volta.ErrRange if it is not the controller's, and with
+// anycast.ErrNoPorts as allocate does.
+func (p *ports) allocateFixed(ctx context.Context, port uint16) error {
+	p.mu.Lock()
+	if err := p.blocks.AllocatePort(port); !errors.Is(err, volta.ErrNoBlock) {
+		p.mu.Unlock()
+		return err
+	}
+	if len(p.fixed) >= maxPortRequests {
+		p.mu.Unlock()
+		return fmt.Errorf("%w: and %d sessions wait for some", anycast.ErrNoPorts, maxPortRequests)
+	}
+	r := &portRequest{first: port, ready: make(chan struct{})}
+	p.fixed = append(p.fixed, r)
+	p.mu.Unlock()
+
+	select {
+	case <-r.ready:
+		return nil
+	case <-ctx.Done():
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if i := slices.Index(p.fixed, r); i >= 0 {
+		p.fixed = slices.Delete(p.fixed, i, i+1)
+		return fmt.Errorf("port %d: %w: %w", port, anycast.ErrNoPorts, context.Cause(ctx))
+	}
+	return nil // it came in the same moment
+}
+
 // allocateBlock gives a whole block, or volta.ErrNoBlock at once: as the original does, and its clients expect.
 func (p *ports) allocateBlock() (uint16, error) { return p.blocks.Allocate() }
 
@@ -77,6 +109,13 @@ func (p *ports) release(first uint16) {
 }
 
 func (p *ports) serveLocked() {
+	p.fixed = slices.DeleteFunc(p.fixed, func(r *portRequest) bool {
+		if p.blocks.AllocatePort(r.first) != nil {
+			return false
+		}
+		close(r.ready)
+		return true
+	})
 	for len(p.waiting) > 0 {
 		r := p.waiting[0]
 		first, err := p.blocks.AllocatePorts(r.n)

@@ -224,6 +224,7 @@ func TestHostilePeers(t *testing.T) {
 	}
 	for _, method := range []string{
 		anycastpb.AnycastService_ControlStream_FullMethodName, measurepb.Fleet_Attach_FullMethodName, measurepb.Measure_Start_FullMethodName,
+		measurepb.Measure_Feed_FullMethodName,
 	} {
 		for _, b := range [][]byte{nil, {0xff}, []byte("\x0a\x08REGISTER\x12\x03abc"), []byte("\x0a\x02\x08\x01"), make([]byte, 5<<20)} {
 			stream, err := cc.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, method, grpc.ForceCodec(garbage{}))

@@ -5,6 +5,7 @@ package controller
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -12,22 +13,46 @@ import (
 	"time"
 
 	"github.com/seed5728abee/fathom/anycast"
+	"github.com/seed5728abee/fathom/probe"
 )
 
 // prior is what a catchment had found when the controller ended.
 type prior struct {
-	results int                   // in the store
-	targets map[netip.Addr]string // those with results, and the site that caught each
-	sites   map[string]int
-	seen    map[string]bool // sites that sent, or heard something
+	origins []anycast.Origin
+	results int // in the store
+	// caught has the site, by its position in sites, that each target with a result reached first; 0 is none.
+	caught  map[priorKey]uint16
+	sites   []string
+	numbers map[string]uint16 // the inverse of sites
+	seen    map[string]bool   // sites that sent, or heard something
 	sent    uint64
 	answers uint64
+	done    int // targets that are not probed again
 }
 
-// has tells whether a target has results.
+// priorKey is a target under one origin, by its position in the definition.
+type priorKey struct {
+	target netip.Addr
+	origin uint8
+}
+
+func newPrior(d *anycast.Definition) *prior {
+	return &prior{
+		origins: d.OriginList(), caught: map[priorKey]uint16{}, sites: []string{""}, numbers: map[string]uint16{"": 0}, seen: map[string]bool{},
+	}
+}
+
+// has tells whether a target has results from every origin of its IP version.
 func (p *prior) has(a netip.Addr) bool {
-	_, ok := p.targets[a]
-	return ok
+	for i := range p.origins {
+		if source := p.origins[i].Source; source.IsValid() && source.Is4() != a.Is4() {
+			continue
+		}
+		if _, ok := p.caught[priorKey{a, uint8(i)}]; !ok {
+			return false
+		}
+	}
+	return true
 }
 
 // add takes a stored result.
@@ -43,12 +68,49 @@ func (p *prior) add(r anycast.Result) {
 		p.answers++
 		p.seen[c.Receiver] = true
 	}
-	if p.targets[c.Target] == "" {
-		p.targets[c.Target] = c.Receiver
-		if c.Receiver != "" {
-			p.sites[c.Receiver]++
+	origin := slices.IndexFunc(p.origins, func(o anycast.Origin) bool { return o.Name == c.Origin })
+	if origin < 0 {
+		return
+	}
+	home := ""
+	if c.Status == probe.Replied {
+		home = c.Receiver
+	}
+	site, ok := p.numbers[home]
+	if !ok {
+		site = uint16(len(p.sites))
+		p.sites, p.numbers[home] = append(p.sites, home), site
+	}
+	if key := (priorKey{c.Target, uint8(origin)}); p.caught[key] == 0 {
+		p.caught[key] = site
+	}
+}
+
+// each gives the targets that are not probed again, with the site that each reaches under each origin.
+func (p *prior) each(yield func(netip.Addr, []string) bool) {
+	homes := make([]string, len(p.origins))
+	for key := range p.caught {
+		if !p.has(key.target) || !p.isFirst(key) {
+			continue
+		}
+		for i := range homes {
+			homes[i] = p.sites[p.caught[priorKey{key.target, uint8(i)}]]
+		}
+		p.done++
+		if !yield(key.target, homes) {
+			return
 		}
 	}
+}
+
+// isFirst tells whether a target has no result from an earlier origin.
+func (p *prior) isFirst(key priorKey) bool {
+	for i := range key.origin {
+		if _, ok := p.caught[priorKey{key.target, i}]; ok {
+			return false
+		}
+	}
+	return true
 }
 
 // addTo makes the summary of a resumed run one of the whole measurement.
@@ -58,14 +120,8 @@ func (p *prior) addTo(s *anycast.Summary) {
 	}
 	s.Sent += p.sent
 	s.Answered += p.answers
-	if s.Sites == nil {
-		s.Sites = map[string]int{}
-	}
-	for site, n := range p.sites {
-		s.Sites[site] += n
-	}
 	delete(s.Skipped, anycast.SkipDone)
-	s.Notes = append(s.Notes, fmt.Sprintf("the controller was restarted: %d of the targets were measured before", len(p.targets)))
+	s.Notes = append(s.Notes, fmt.Sprintf("the controller was restarted: %d of the targets were measured before", p.done))
 }
 
 func (p *prior) addToProgress(g *anycast.Progress) {
@@ -104,17 +160,16 @@ func (c *Controller) resume(ctx context.Context) error {
 
 func (c *Controller) resumeOne(ctx context.Context, m anycast.Measurement) error {
 	if !resumable(&m.Definition) {
+		if m.Definition.Feed {
+			return errors.New("its targets came from somebody who is gone")
+		}
 		return fmt.Errorf("a %s starts from the beginning or not at all", m.Definition.Program)
 	}
-	addrs, err := c.store.Targets(ctx, m.ID)
+	targets, err := c.store.Targets(ctx, m.ID)
 	if err != nil {
 		return fmt.Errorf("targets: %w", err)
 	}
-	targets := make([]anycast.Target, len(addrs))
-	for i, a := range addrs {
-		targets[i].Addr = a
-	}
-	p := &prior{targets: map[netip.Addr]string{}, sites: map[string]int{}, seen: map[string]bool{}}
+	p := newPrior(&m.Definition)
 	err = c.store.Results(ctx, anycast.Query{Measurement: m.ID}, func(_ string, r anycast.Result) bool {
 		p.add(r)
 		return true
@@ -126,7 +181,7 @@ func (c *Controller) resumeOne(ctx context.Context, m anycast.Measurement) error
 	r.stored = p.results
 	if m.Definition.Schedule == nil {
 		r.prior = p
-		c.log.Info("measurement goes on", "measurement", m.ID, "targets", len(targets), "done", len(p.targets))
+		c.log.Info("measurement goes on", "measurement", m.ID, "targets", len(targets), "results", p.results)
 	}
 	c.mu.Lock()
 	c.runs[m.ID] = r

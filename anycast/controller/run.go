@@ -42,6 +42,7 @@ type run struct {
 	ctx     context.Context // of the program
 	cancel  context.CancelCauseFunc
 	targets []anycast.Target
+	feed    anycast.Feed  // in place of targets; may be nil
 	prior   *prior        // what a resumed catchment had found; nil otherwise
 	ended   chan struct{} // closed when it is over and kept, or cannot be
 	wake    chan struct{} // holds an element when the writer has something to do
@@ -86,6 +87,9 @@ func (r *run) Results(results []anycast.Result) error {
 			}
 			r.prior.addTo(s)
 			r.m.Progress.Sent, r.m.Progress.Answered = s.Sent, s.Answered
+			if r.feed != nil {
+				r.m.Targets = s.Targets
+			}
 		}
 		r.unstored = append(r.unstored, result)
 	}
@@ -186,6 +190,9 @@ func (r *run) end(state anycast.State, err error, now time.Time) anycast.Measure
 	r.m.State, r.m.End = state, now
 	r.m.Progress.Left = 0
 	if state == anycast.Done {
+		if r.m.Progress.Total == 0 { // of a feed
+			r.m.Progress.Total = r.m.Targets
+		}
 		r.m.Progress.Done = r.m.Progress.Total
 	}
 	if err != nil {

@@ -129,27 +129,32 @@ func (c *Controller) compare(r *run, before, after string) error {
 	if err != nil {
 		return err
 	}
-	share := anycast.Compare(a, b, d.Weights).Share()
-	if share <= d.Schedule.Alarm {
-		return nil
+	for _, o := range d.OriginList() {
+		share := anycast.Compare(a.Table(o.Name), b.Table(o.Name), d.Weights).Share()
+		if share <= d.Schedule.Alarm {
+			continue
+		}
+		alarm := &anycast.Alarm{Origin: o.Name, Before: before, After: after, Share: share, Limit: d.Schedule.Alarm, Time: time.Now()}
+		c.metrics.alarms.Inc()
+		c.log.Warn("catchments moved", "measurement", after, "before", before, "origin", o.Name, "share", alarm.Share, "limit", alarm.Limit)
+		if err := r.Results([]anycast.Result{alarm}); err != nil {
+			return err
+		}
 	}
-	alarm := &anycast.Alarm{Before: before, After: after, Share: share, Limit: d.Schedule.Alarm, Time: time.Now()}
-	c.metrics.alarms.Inc()
-	c.log.Warn("catchments moved", "measurement", after, "before", before, "share", alarm.Share, "limit", alarm.Limit)
-	return r.Results([]anycast.Result{alarm})
+	return nil
 }
 
-// catchments gives the table of a run.
-func (c *Controller) catchments(ctx context.Context, id string) (*anycast.Table, error) {
+// catchments gives the tables of a run.
+func (c *Controller) catchments(ctx context.Context, id string) (*anycast.Tables, error) {
 	if err := c.store.Flush(ctx); err != nil {
 		return nil, err
 	}
-	table := new(anycast.Table)
+	tables := new(anycast.Tables)
 	err := c.store.Results(ctx, anycast.Query{Measurement: id}, func(_ string, r anycast.Result) bool {
 		if catch, ok := r.(*anycast.Catch); ok {
-			table.Add(catch)
+			tables.Add(catch)
 		}
 		return true
 	})
-	return table, err
+	return tables, err
 }

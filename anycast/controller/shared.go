@@ -76,7 +76,7 @@ type sharedKind struct {
 // shareable tells whether a session may be a lease.
 func shareable(conf *anycast.SessionConfig) bool {
 	p := &conf.Probes
-	return conf.Numbers > 0 && conf.Numbers <= maxLease && p.Ports <= 1 && !p.Classic && p.Kind != stateless.CHAOS && conf.Linger == 0
+	return conf.Numbers > 0 && conf.Numbers <= maxLease && p.Ports <= 1 && p.FirstPort == 0 && !p.Classic && p.Kind != stateless.CHAOS && conf.Linger == 0
 }
 
 // lease opens a shareable session. It is false if there are too many kinds of them.

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/seed5728abee/fathom/anycast"
 	"github.com/seed5728abee/fathom/anycast/measurepb"
@@ -42,20 +41,17 @@ func (l *targetList) add(m *measurepb.StartRequest) error {
 			return err
 		}
 	}
-	for _, column := range []struct {
-		bytes []byte
-		size  int
-	}{{m.GetTargets4(), 4}, {m.GetTargets6(), 16}} {
-		if len(column.bytes)%column.size != 0 {
-			return fmt.Errorf("%w: %d bytes of addresses of %d bytes", errInvalid, len(column.bytes), column.size)
-		}
-		if err := l.fits(len(column.bytes) / column.size); err != nil {
-			return err
-		}
-		for b := range slices.Chunk(column.bytes, column.size) {
-			a, _ := netip.AddrFromSlice(b)
-			l.targets = append(l.targets, anycast.Target{Addr: a.Unmap()})
-		}
+	if err := checkColumns(m); err != nil {
+		return err
+	}
+	if err := l.fits(len(m.GetTargets4())/4 + len(m.GetTargets6())/16); err != nil {
+		return err
+	}
+	for b := range slices.Chunk(m.GetTargets4(), 4) {
+		l.targets = append(l.targets, anycast.Target{Addr: netip.AddrFrom4([4]byte(b))})
+	}
+	for b := range slices.Chunk(m.GetTargets6(), 16) {
+		l.targets = append(l.targets, anycast.Target{Addr: netip.AddrFrom16([16]byte(b)).Unmap()})
 	}
 	return nil
 }
@@ -69,74 +65,37 @@ func (l *targetList) fits(more int) error {
 
 // addText takes an address, a prefix or a name.
 func (l *targetList) addText(text string) error {
-	if len(text) > 255 {
-		return fmt.Errorf("%w: target of %d bytes", errInvalid, len(text))
+	target, prefix, err := parseTarget(text)
+	if err != nil {
+		return err
 	}
-	if strings.Contains(text, "/") {
-		p, err := netip.ParsePrefix(text)
-		if err != nil {
-			return fmt.Errorf("%w: target %q: %w", errInvalid, text, err)
-		}
-		return l.addPrefix(p)
+	if prefix.IsValid() {
+		return l.addPrefix(prefix)
 	}
 	if err := l.fits(1); err != nil {
 		return err
 	}
-	if a, err := netip.ParseAddr(text); err == nil {
-		if a.Zone() != "" {
-			return fmt.Errorf("%w: target %s means something on its own host only", errInvalid, text)
+	if target.Name != "" {
+		if l.names++; l.names > maxNames {
+			return fmt.Errorf("%w: more than %d targets are names", errInvalid, maxNames)
 		}
-		l.targets = append(l.targets, anycast.Target{Addr: a.Unmap()})
-		return nil
 	}
-	if l.names++; l.names > maxNames {
-		return fmt.Errorf("%w: more than %d targets are names", errInvalid, maxNames)
-	}
-	l.targets = append(l.targets, anycast.Target{Name: text})
+	l.targets = append(l.targets, target)
 	return nil
 }
 
-// addPrefix takes the first host of each /24 or /48 inside a prefix; of a longer one its own first host, and of a whole
-// address the address.
+// addPrefix takes a target of each network inside a prefix.
 func (l *targetList) addPrefix(p netip.Prefix) error {
-	p = p.Masked()
-	bits := networkBits4
-	if p.Addr().Is6() {
-		bits = networkBits6
+	n, err := networksOf(p)
+	if err != nil {
+		return err
 	}
-	if p.Bits() >= bits {
-		if err := l.fits(1); err != nil {
-			return err
-		}
-		a := p.Addr()
-		if p.Bits() < a.BitLen()-1 { // of the last two all addresses are hosts
-			a = a.Next()
-		}
-		l.targets = append(l.targets, anycast.Target{Addr: a})
-		return nil
-	}
-	if bits-p.Bits() > 30 {
-		return fmt.Errorf("%w: %s has too many networks", errInvalid, p)
-	}
-	n := 1 << (bits - p.Bits())
-	if err := l.fits(n); err != nil {
+	if err := l.fits(n.left); err != nil {
 		return fmt.Errorf("%s: %w", p, err)
 	}
-	l.targets = slices.Grow(l.targets, n)
-	first := p.Addr().As16()
-	at := networkBits6/8 - 1 // the last byte of the network's number
-	if p.Addr().Is4() {
-		at = 12 + networkBits4/8 - 1
-	}
-	for range n {
-		a := first
-		a[15]++
-		l.targets = append(l.targets, anycast.Target{Addr: netip.AddrFrom16(a).Unmap()})
-		for i := at; i >= 0; i-- {
-			if first[i]++; first[i] != 0 {
-				break
-			}
-		}
+	l.targets = slices.Grow(l.targets, n.left)
+	for n.left > 0 {
+		l.targets = append(l.targets, anycast.Target{Addr: n.next()})
 	}
 	return nil
 }

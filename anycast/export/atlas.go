@@ -22,9 +22,14 @@ const atlasFirmware = 5000
 // one packet per catch and per time of a latency result. Keys that RIPE Atlas does not have come last.
 type atlas struct {
 	enc *json.Encoder
+	// unicast is the target whose times from the sites' own addresses were written last: they come with each of its origins.
+	unicast struct {
+		measurement string
+		target      netip.Addr
+	}
 }
 
-func newAtlas(w io.Writer) *atlas { return &atlas{newJSON(w)} }
+func newAtlas(w io.Writer) *atlas { return &atlas{enc: newJSON(w)} }
 
 // atlasHead is in all results.
 type atlasHead struct {
@@ -112,6 +117,7 @@ type atlasPing struct {
 	Measurement string `json:"measurement"`
 	Site        string `json:"site"`
 	Receiver    string `json:"receiver,omitempty"`
+	Origin      string `json:"origin,omitempty"`
 	Text        string `json:"text,omitempty"`
 	Unicast     bool   `json:"unicast,omitempty"`
 }
@@ -277,7 +283,7 @@ func atlasErr(six bool, typ, code uint8) any {
 }
 
 func (a *atlas) catch(m *anycast.Measurement, c *anycast.Catch) error {
-	p := newAtlasPing(m, c.Sender, c.Target, c.Protocol, millis(c.RTT))
+	p := newAtlasPing(m, c.Sender, c.Origin, c.Target, c.Protocol, millis(c.RTT))
 	p.Timestamp, p.Dup, p.TTL, p.Receiver, p.Text = c.Time.Unix(), c.Duplicates, c.ReplyTTL, c.Receiver, text(c.Text)
 	item := &p.Result[0]
 	if c.Receiver == "" {
@@ -297,14 +303,18 @@ func (a *atlas) catch(m *anycast.Measurement, c *anycast.Catch) error {
 
 func (a *atlas) latency(m *anycast.Measurement, l *anycast.LatencyResult) error {
 	if l.Catcher != "" {
-		p := newAtlasPing(m, l.Catcher, l.Target, m.Definition.Protocol, millis(l.RTT))
+		p := newAtlasPing(m, l.Catcher, l.Origin, l.Target, m.Definition.Protocol, millis(l.RTT))
 		p.Timestamp, p.Receiver = l.Time.Unix(), l.Catcher
 		if err := a.enc.Encode(p); err != nil {
 			return err
 		}
 	}
+	if len(l.Unicast) == 0 || a.unicast.measurement == m.ID && a.unicast.target == l.Target {
+		return nil
+	}
+	a.unicast.measurement, a.unicast.target = m.ID, l.Target
 	for _, s := range l.Unicast {
-		p := newAtlasPing(m, s.Site, l.Target, m.Definition.Protocol, millis(s.RTT))
+		p := newAtlasPing(m, s.Site, "", l.Target, m.Definition.Protocol, millis(s.RTT))
 		p.Timestamp, p.Receiver, p.Unicast = l.Time.Unix(), s.Site, true
 		p.SrcAddr, p.From = "", "" // the site's own, which the result does not have
 		if err := a.enc.Encode(p); err != nil {
@@ -315,15 +325,16 @@ func (a *atlas) latency(m *anycast.Measurement, l *anycast.LatencyResult) error 
 }
 
 // newAtlasPing is a ping of one packet that was answered, after rtt ms if that is known.
-func newAtlasPing(m *anycast.Measurement, site string, target netip.Addr, protocol stateless.Kind, rtt float64) *atlasPing {
+func newAtlasPing(m *anycast.Measurement, site, origin string, target netip.Addr, protocol stateless.Kind, rtt float64) *atlasPing {
 	d := &m.Definition
-	source := d.Source
+	source := sourceOf(m, origin)
 	if source.Is4() != target.Is4() {
 		source = netip.Addr{}
 	}
 	p := &atlasPing{
 		atlasHead: newAtlasHead(m, site, source, target, "", protocol, d.Size),
 		Sent:      1, Received: 1, Min: -1, Avg: -1, Max: -1, Result: []atlasPingItem{{RTT: rtt}}, Measurement: m.ID, Site: site,
+		Origin: origin,
 	}
 	p.Type, p.Name = "ping", "Ping"
 	if rtt > 0 {

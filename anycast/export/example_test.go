@@ -35,7 +35,7 @@ func ExampleWriter() {
 		fmt.Println(err)
 	}
 	// Output:
-	// measurement,target,network,sender,receiver,responder,protocol,status,flow,round,rtt_ms,clock_error_ms,reply_ttl,text,duplicates,time
-	// 20261120-1,203.0.113.0,203.0.113.0/24,ams,ams,203.0.113.0,icmp,reply,0,0,12.345,,55,,0,2026-11-20T12:33:02Z
-	// 20261120-1,203.0.113.1,203.0.113.0/24,ams,fra,203.0.113.1,icmp,reply,0,0,12.345,,55,,0,2026-11-20T12:33:02Z
+	// measurement,target,network,sender,receiver,origin,source,responder,protocol,status,flow,round,rtt_ms,clock_error_ms,reply_ttl,text,duplicates,time
+	// 20261120-1,203.0.113.0,203.0.113.0/24,ams,ams,,,203.0.113.0,icmp,reply,0,0,12.345,,55,,0,2026-11-20T12:33:02Z
+	// 20261120-1,203.0.113.1,203.0.113.0/24,ams,fra,,,203.0.113.1,icmp,reply,0,0,12.345,,55,,0,2026-11-20T12:33:02Z
 }

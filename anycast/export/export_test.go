@@ -78,6 +78,40 @@ func everything() []anycast.Result {
 	}
 }
 
+func TestOrigins(t *testing.T) {
+	m := measurement("m1", anycast.KindCatchment)
+	m.Definition.Origins = []anycast.Origin{{Name: "east", Source: addr("192.0.2.1")}, {Name: "west", Source: addr("192.0.2.129")}, {Name: "any"}}
+	var results []anycast.Result
+	for _, o := range m.Definition.Origins {
+		results = append(results, &anycast.Catch{
+			Target: addr("203.0.113.7"), Sender: "fra1", Receiver: "ams2", Origin: o.Name, Protocol: stateless.UDP, Status: probe.Replied, Time: start,
+		})
+	}
+	got := write(t, export.CSV, "", all(m, results...))
+	want := `measurement,target,network,sender,receiver,origin,source,responder,protocol,status,flow,round,rtt_ms,clock_error_ms,reply_ttl,text,duplicates,time
+m1,203.0.113.7,203.0.113.0/24,fra1,ams2,east,192.0.2.1,203.0.113.7,udp,reply,0,0,,,,,0,2026-11-20T12:33:02.033571Z
+m1,203.0.113.7,203.0.113.0/24,fra1,ams2,west,192.0.2.129,203.0.113.7,udp,reply,0,0,,,,,0,2026-11-20T12:33:02.033571Z
+m1,203.0.113.7,203.0.113.0/24,fra1,ams2,any,,203.0.113.7,udp,reply,0,0,,,,,0,2026-11-20T12:33:02.033571Z
+`
+	if string(got) != want {
+		t.Errorf("got\n%swant\n%s", got, want)
+	}
+	got = write(t, export.Atlas, "", all(m, results[1]))
+	for _, part := range []string{`"src_addr":"192.0.2.129","from":"192.0.2.129"`, `"receiver":"ams2","origin":"west"`} {
+		if !bytes.Contains(got, []byte(part)) {
+			t.Errorf("%s is not in %s", part, got)
+		}
+	}
+	// The times of the sites' own addresses come with each origin, and are written once.
+	unicast := []anycast.SiteRTT{{Site: "lon3", RTT: 10 * time.Millisecond}}
+	got = write(t, export.Atlas, "", all(m,
+		&anycast.LatencyResult{Target: addr("203.0.113.8"), Origin: "east", Catcher: "ams2", Unicast: unicast, Time: start},
+		&anycast.LatencyResult{Target: addr("203.0.113.8"), Origin: "west", Catcher: "lon3", Unicast: unicast, Time: start}))
+	if n := bytes.Count(got, []byte("\n")); n != 3 || bytes.Count(got, []byte(`"unicast":true`)) != 1 {
+		t.Errorf("%d pings, want one from each catcher and one by unicast:\n%s", n, got)
+	}
+}
+
 // multipath is a trace that found two ways.
 func multipath() *anycast.TraceResult {
 	return &anycast.TraceResult{

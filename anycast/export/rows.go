@@ -169,6 +169,8 @@ type catchRow struct {
 	Network     string    `parquet:"network"`
 	Sender      string    `parquet:"sender,dict"`
 	Receiver    string    `parquet:"receiver,optional,dict"`
+	Origin      string    `parquet:"origin,optional,dict"`
+	Source      string    `parquet:"source,optional,dict"`
 	Responder   string    `parquet:"responder,optional,dict"`
 	Protocol    string    `parquet:"protocol,dict"`
 	Status      string    `parquet:"status,dict"`
@@ -196,7 +198,8 @@ func catchRows(rows []catchRow, m *anycast.Measurement, r anycast.Result) ([]cat
 
 func oneCatch(m *anycast.Measurement, c *anycast.Catch) catchRow {
 	row := catchRow{
-		Measurement: m.ID, Target: address(c.Target), Sender: c.Sender, Receiver: c.Receiver, Responder: address(c.Responder), Protocol: c.Protocol.String(),
+		Measurement: m.ID, Target: address(c.Target), Sender: c.Sender, Receiver: c.Receiver,
+		Origin: text(c.Origin), Source: address(sourceOf(m, c.Origin)), Responder: address(c.Responder), Protocol: c.Protocol.String(),
 		Status: c.Status.String(), Flow: int32(c.Flow), Round: int32(c.Round), RTT: millis(c.RTT), ClockError: millis(c.ClockError),
 		ReplyTTL: int32(c.ReplyTTL), Text: text(c.Text), Duplicates: int32(c.Duplicates), Time: c.Time,
 	}
@@ -209,9 +212,16 @@ func oneCatch(m *anycast.Measurement, c *anycast.Catch) catchRow {
 	return row
 }
 
+// sourceOf is the address that the probes of an origin are sent from, the zero Addr if each site chose its own.
+func sourceOf(m *anycast.Measurement, origin string) netip.Addr {
+	o, _ := m.Definition.Origin(origin)
+	return o.Source
+}
+
 type latencyRow struct {
 	Measurement string    `parquet:"measurement,dict"`
 	Target      string    `parquet:"target"`
+	Origin      string    `parquet:"origin,optional,dict"`
 	Catcher     string    `parquet:"catcher,optional,dict"`
 	RTT         float64   `parquet:"rtt_ms,optional"`
 	Best        string    `parquet:"best,optional,dict"`
@@ -231,7 +241,7 @@ func latencyRows(rows []latencyRow, m *anycast.Measurement, r anycast.Result) ([
 	}
 	unicast, err := inText(sites)
 	row := latencyRow{
-		Measurement: m.ID, Target: address(l.Target), Catcher: l.Catcher, RTT: millis(l.RTT), Best: l.Best, Unicast: unicast, Time: l.Time,
+		Measurement: m.ID, Target: address(l.Target), Origin: text(l.Origin), Catcher: l.Catcher, RTT: millis(l.RTT), Best: l.Best, Unicast: unicast, Time: l.Time,
 	}
 	if l.Best != "" && l.Catcher != "" {
 		row.Inflation = new(millis(l.Inflation))
@@ -242,6 +252,7 @@ func latencyRows(rows []latencyRow, m *anycast.Measurement, r anycast.Result) ([
 type flipRow struct {
 	Measurement   string  `parquet:"measurement,dict"`
 	Target        string  `parquet:"target"`
+	Origin        string  `parquet:"origin,optional,dict"`
 	Sites         int32   `parquet:"sites"`
 	Seen          string  `parquet:"seen"`
 	ByFlow        bool    `parquet:"by_flow"`
@@ -261,7 +272,7 @@ func flipRows(rows []flipRow, m *anycast.Measurement, r anycast.Result) ([]flipR
 	}
 	seen, err := counts(f.Seen)
 	row := flipRow{
-		Measurement: m.ID, Target: address(f.Target), Sites: int32(len(f.Seen)), Seen: seen, ByFlow: f.ByFlow, ByProtocol: f.ByProtocol,
+		Measurement: m.ID, Target: address(f.Target), Origin: text(f.Origin), Sites: int32(len(f.Seen)), Seen: seen, ByFlow: f.ByFlow, ByProtocol: f.ByProtocol,
 		ByTime: f.ByTime, Spread: millis(f.Spread),
 	}
 	if p := f.Parting; p != nil && err == nil {
@@ -318,6 +329,8 @@ type summaryRow struct {
 	Skipped     string  `parquet:"skipped"`
 	Sites       string  `parquet:"sites"`
 	Weight      string  `parquet:"weight"`
+	Origins     string  `parquet:"origins"`
+	Differ      int64   `parquet:"differ"`
 	Converged   float64 `parquet:"converged_ms,optional"`
 	Moved       int64   `parquet:"moved"`
 	Notes       string  `parquet:"notes"`
@@ -332,6 +345,7 @@ func summaryRows(rows []summaryRow, m *anycast.Measurement, r anycast.Result) ([
 	row := summaryRow{
 		Measurement: m.ID, Targets: int64(s.Targets), Sent: s.Sent, Answered: s.Answered, Duplicates: s.Duplicates, Refused: s.Refused, Late: s.Late,
 		Unknown: s.Unknown, Converged: millis(s.Converged), Moved: int64(s.Moved), Took: millis(s.Took),
+		Differ: int64(s.Differ),
 	}
 	var err error
 	if row.Skipped, err = counts(s.Skipped); err != nil {
@@ -343,12 +357,16 @@ func summaryRows(rows []summaryRow, m *anycast.Measurement, r anycast.Result) ([
 	if row.Weight, err = counts(s.Weight); err != nil {
 		return rows, err
 	}
+	if row.Origins, err = listInText(s.Origins); err != nil {
+		return rows, err
+	}
 	row.Notes, err = listInText(s.Notes)
 	return append(rows, row), err
 }
 
 type alarmRow struct {
 	Measurement string    `parquet:"measurement"`
+	Origin      string    `parquet:"origin,optional"`
 	Before      string    `parquet:"before"`
 	After       string    `parquet:"after"`
 	Share       float64   `parquet:"share"`
@@ -358,7 +376,7 @@ type alarmRow struct {
 
 func alarmRows(rows []alarmRow, m *anycast.Measurement, r anycast.Result) ([]alarmRow, error) {
 	if r, ok := r.(*anycast.Alarm); ok {
-		rows = append(rows, alarmRow{m.ID, r.Before, r.After, r.Share, r.Limit, r.Time})
+		rows = append(rows, alarmRow{m.ID, text(r.Origin), r.Before, r.After, r.Share, r.Limit, r.Time})
 	}
 	return rows, nil
 }

@@ -269,12 +269,15 @@ func (f *Fleet) Open(_ context.Context, conf anycast.SessionConfig) (anycast.Ses
 	if f.nextPort > 60000 {
 		f.nextPort = 10000
 	}
-	conf.Probes.FirstPort = f.nextPort
+	if conf.Probes.FirstPort == 0 {
+		conf.Probes.FirstPort = f.nextPort
+		f.nextPort += conf.Probes.Ports
+	}
 	codec, err := stateless.New(conf.Probes)
 	if err != nil {
 		return nil, err
 	}
-	s := &session{f: f, conf: conf, first: f.nextPort, codec: codec}
+	s := &session{f: f, conf: conf, first: conf.Probes.FirstPort, codec: codec}
 	if f.Wire {
 		if f.table == nil {
 			f.table = new(stateless.Table)
@@ -283,7 +286,6 @@ func (f *Fleet) Open(_ context.Context, conf anycast.SessionConfig) (anycast.Ses
 			return nil, err
 		}
 	}
-	f.nextPort += conf.Probes.Ports
 	f.sessions[s] = true
 	return s, nil
 }

@@ -165,7 +165,13 @@ func FromDefinition(d *anycast.Definition) *Definition {
 	p := &Definition{
 		Name: d.Name, Sites: d.Sites, Source: FromAddr(d.Source), Protocol: protocols[d.Protocol], Port: uint32(d.Port),
 		Size: uint32(d.Size), Tos: uint32(d.TOS), Query: d.Query, Note: d.Note, Timeout: int64(d.Timeout), Attempts: int32(d.Attempts),
-		AllowPrivate: d.AllowPrivate, Responsive: d.Responsive,
+		AllowPrivate: d.AllowPrivate, Responsive: d.Responsive, Feed: d.Feed,
+	}
+	for i := range d.Origins {
+		o := &d.Origins[i]
+		p.Origins = append(p.Origins, &Origin{
+			Name: o.Name, Source: FromAddr(o.Source), SourcePort: uint32(o.SourcePort), DestinationPort: uint32(o.Port), Sites: o.Sites,
+		})
 	}
 	if d.Pace != (anycast.Pace{}) {
 		p.Pace = &Pace{Rate: d.Pace.Rate, PerNetwork: d.Pace.PerNetwork, SiteGap: int64(d.Pace.SiteGap)}
@@ -222,7 +228,13 @@ func ToDefinition(p *Definition) (anycast.Definition, error) {
 		Name: p.GetName(), Sites: p.GetSites(), Source: dec.addr("source", p.GetSource()), Protocol: protocolsBack[p.GetProtocol()],
 		Port: number[uint16](&dec, "port", p.GetPort()), Size: int(p.GetSize()), TOS: number[uint8](&dec, "tos", p.GetTos()),
 		Query: p.GetQuery(), Note: p.GetNote(), Timeout: time.Duration(p.GetTimeout()), Attempts: int(p.GetAttempts()),
-		AllowPrivate: p.GetAllowPrivate(), Responsive: p.GetResponsive(),
+		AllowPrivate: p.GetAllowPrivate(), Responsive: p.GetResponsive(), Feed: p.GetFeed(),
+	}
+	for _, o := range p.GetOrigins() {
+		d.Origins = append(d.Origins, anycast.Origin{
+			Name: o.GetName(), Source: dec.addr("origin", o.GetSource()), SourcePort: number[uint16](&dec, "source port", o.GetSourcePort()),
+			Port: number[uint16](&dec, "destination port", o.GetDestinationPort()), Sites: o.GetSites(),
+		})
 	}
 	if q := p.GetPace(); q != nil {
 		d.Pace = anycast.Pace{Rate: q.GetRate(), PerNetwork: q.GetPerNetwork(), SiteGap: time.Duration(q.GetSiteGap())}
@@ -363,6 +375,7 @@ func FromResult(r anycast.Result) *Result {
 	case *anycast.LatencyResult:
 		p := &LatencyResult{
 			Target: FromAddr(r.Target), Catcher: r.Catcher, Rtt: int64(r.RTT), Best: r.Best, Inflation: int64(r.Inflation), Time: FromTime(r.Time),
+			Origin: r.Origin,
 		}
 		for _, u := range r.Unicast {
 			p.Unicast = append(p.Unicast, &SiteRTT{Site: u.Site, Rtt: int64(u.RTT)})
@@ -371,6 +384,7 @@ func FromResult(r anycast.Result) *Result {
 	case *anycast.FlipResult:
 		p := &FlipResult{
 			Target: FromAddr(r.Target), Seen: counts64(r.Seen), ByFlow: r.ByFlow, ByProtocol: r.ByProtocol, ByTime: r.ByTime, Spread: int64(r.Spread),
+			Origin: r.Origin,
 		}
 		for i := range r.Catches {
 			p.Catches = append(p.Catches, fromCatch(&r.Catches[i]))
@@ -391,14 +405,18 @@ func FromResult(r anycast.Result) *Result {
 			Time: FromTime(r.Time), Sites: counts64(r.Sites), Lost: int64(r.Lost), Moved: int64(r.Moved),
 		}}}
 	case *anycast.Summary:
-		return &Result{Result: &Result_Summary{Summary: &Summary{
+		s := &Summary{
 			Targets: int64(r.Targets), Sent: r.Sent, Answered: r.Answered, Duplicates: r.Duplicates, Refused: r.Refused,
 			Skipped: counts64(r.Skipped), Sites: counts64(r.Sites), Weight: r.Weight, Converged: int64(r.Converged), Moved: int64(r.Moved),
-			Notes: r.Notes, Took: int64(r.Took), Late: r.Late, Unknown: r.Unknown,
-		}}}
+			Notes: r.Notes, Took: int64(r.Took), Late: r.Late, Unknown: r.Unknown, Differ: int64(r.Differ),
+		}
+		for _, o := range r.Origins {
+			s.Origins = append(s.Origins, &OriginSummary{Name: o.Name, Sites: counts64(o.Sites), Weight: o.Weight})
+		}
+		return &Result{Result: &Result_Summary{Summary: s}}
 	case *anycast.Alarm:
 		return &Result{Result: &Result_Alarm{Alarm: &Alarm{
-			Before: r.Before, After: r.After, Share: r.Share, Limit: r.Limit, Time: FromTime(r.Time),
+			Before: r.Before, After: r.After, Share: r.Share, Limit: r.Limit, Time: FromTime(r.Time), Origin: r.Origin,
 		}}}
 	case *anycast.TextResult:
 		return &Result{Result: &Result_Text{Text: &TextResult{Code: r.Code, Text: r.Text}}}
@@ -430,6 +448,7 @@ func (d *decoder) result(p *Result) (anycast.Result, error) {
 		r := &anycast.LatencyResult{
 			Target: d.addr("target", l.GetTarget()), Catcher: l.GetCatcher(), RTT: time.Duration(l.GetRtt()),
 			Best: l.GetBest(), Inflation: time.Duration(l.GetInflation()), Time: ToTime(l.GetTime()),
+			Origin: l.GetOrigin(),
 		}
 		for _, u := range l.GetUnicast() {
 			r.Unicast = append(r.Unicast, anycast.SiteRTT{Site: u.GetSite(), RTT: time.Duration(u.GetRtt())})
@@ -439,7 +458,7 @@ func (d *decoder) result(p *Result) (anycast.Result, error) {
 		f := q.Flip
 		r := &anycast.FlipResult{
 			Target: d.addr("target", f.GetTarget()), Seen: counts(f.GetSeen()), ByFlow: f.GetByFlow(), ByProtocol: f.GetByProtocol(),
-			ByTime: f.GetByTime(), Spread: time.Duration(f.GetSpread()),
+			ByTime: f.GetByTime(), Spread: time.Duration(f.GetSpread()), Origin: f.GetOrigin(),
 		}
 		for _, c := range f.GetCatches() {
 			r.Catches = append(r.Catches, *d.caught(c))
@@ -462,14 +481,19 @@ func (d *decoder) result(p *Result) (anycast.Result, error) {
 		return &anycast.WatchResult{Time: ToTime(w.GetTime()), Sites: counts(w.GetSites()), Lost: int(w.GetLost()), Moved: int(w.GetMoved())}, nil
 	case *Result_Summary:
 		s := q.Summary
-		return &anycast.Summary{
+		r := &anycast.Summary{
 			Targets: int(s.GetTargets()), Sent: s.GetSent(), Answered: s.GetAnswered(), Duplicates: s.GetDuplicates(), Refused: s.GetRefused(),
 			Skipped: counts(s.GetSkipped()), Sites: counts(s.GetSites()), Weight: s.GetWeight(), Converged: time.Duration(s.GetConverged()),
 			Moved: int(s.GetMoved()), Notes: s.GetNotes(), Took: time.Duration(s.GetTook()), Late: s.GetLate(), Unknown: s.GetUnknown(),
-		}, nil
+			Differ: int(s.GetDiffer()),
+		}
+		for _, o := range s.GetOrigins() {
+			r.Origins = append(r.Origins, anycast.OriginSummary{Name: o.GetName(), Sites: counts(o.GetSites()), Weight: o.GetWeight()})
+		}
+		return r, nil
 	case *Result_Alarm:
 		a := q.Alarm
-		return &anycast.Alarm{Before: a.GetBefore(), After: a.GetAfter(), Share: a.GetShare(), Limit: a.GetLimit(), Time: ToTime(a.GetTime())}, nil
+		return &anycast.Alarm{Before: a.GetBefore(), After: a.GetAfter(), Share: a.GetShare(), Limit: a.GetLimit(), Time: ToTime(a.GetTime()), Origin: a.GetOrigin()}, nil
 	case *Result_Text:
 		return &anycast.TextResult{Code: q.Text.GetCode(), Text: q.Text.GetText()}, nil
 	}
@@ -481,6 +505,7 @@ func fromCatch(c *anycast.Catch) *Catch {
 		Target: FromAddr(c.Target), Sender: c.Sender, Receiver: c.Receiver, Responder: FromAddr(c.Responder), Protocol: protocols[c.Protocol],
 		Status: statuses[c.Status], Flow: uint32(c.Flow), Round: int32(c.Round), Rtt: int64(c.RTT), ClockError: int64(c.ClockError),
 		ReplyTtl: uint32(c.ReplyTTL), Text: c.Text, Duplicates: int32(c.Duplicates), Time: FromTime(c.Time),
+		Origin: c.Origin,
 	}
 }
 
@@ -489,7 +514,7 @@ func (d *decoder) caught(p *Catch) *anycast.Catch {
 		Target: d.addr("target", p.GetTarget()), Sender: p.GetSender(), Receiver: p.GetReceiver(), Responder: d.addr("responder", p.GetResponder()),
 		Protocol: protocolsBack[p.GetProtocol()], Status: statusesBack[p.GetStatus()], Flow: number[uint16](d, "flow", p.GetFlow()), Round: int(p.GetRound()),
 		RTT: time.Duration(p.GetRtt()), ClockError: time.Duration(p.GetClockError()), ReplyTTL: number[uint8](d, "reply ttl", p.GetReplyTtl()),
-		Text: p.GetText(), Duplicates: int(p.GetDuplicates()), Time: ToTime(p.GetTime()),
+		Text: p.GetText(), Duplicates: int(p.GetDuplicates()), Time: ToTime(p.GetTime()), Origin: p.GetOrigin(),
 	}
 }
 

@@ -1689,6 +1689,10 @@ type Definition struct {
 	OptOut       []*Network `protobuf:"bytes,16,rep,name=opt_out,json=optOut,proto3" json:"opt_out,omitempty"`
 	// The further sites of a catchment leave out targets that did not answer before.
 	Responsive bool `protobuf:"varint,17,opt,name=responsive,proto3" json:"responsive,omitempty"`
+	// Several things to send from, in place of source.
+	Origins []*Origin `protobuf:"bytes,18,rep,name=origins,proto3" json:"origins,omitempty"`
+	// The targets come while it runs. Only Feed sets it.
+	Feed bool `protobuf:"varint,19,opt,name=feed,proto3" json:"feed,omitempty"`
 	// Types that are valid to be assigned to Program:
 	//
 	//	*Definition_Trace
@@ -1851,6 +1855,20 @@ func (x *Definition) GetResponsive() bool {
 	return false
 }
 
+func (x *Definition) GetOrigins() []*Origin {
+	if x != nil {
+		return x.Origins
+	}
+	return nil
+}
+
+func (x *Definition) GetFeed() bool {
+	if x != nil {
+		return x.Feed
+	}
+	return false
+}
+
 func (x *Definition) GetProgram() isDefinition_Program {
 	if x != nil {
 		return x.Program
@@ -1952,6 +1970,82 @@ func (*Definition_Watch) isDefinition_Program() {}
 
 func (*Definition_Volta) isDefinition_Program() {}
 
+type Origin struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Name            string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Source          []byte                 `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
+	SourcePort      uint32                 `protobuf:"varint,3,opt,name=source_port,json=sourcePort,proto3" json:"source_port,omitempty"`
+	DestinationPort uint32                 `protobuf:"varint,4,opt,name=destination_port,json=destinationPort,proto3" json:"destination_port,omitempty"`
+	Sites           []string               `protobuf:"bytes,5,rep,name=sites,proto3" json:"sites,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *Origin) Reset() {
+	*x = Origin{}
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Origin) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Origin) ProtoMessage() {}
+
+func (x *Origin) ProtoReflect() protoreflect.Message {
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Origin.ProtoReflect.Descriptor instead.
+func (*Origin) Descriptor() ([]byte, []int) {
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Origin) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Origin) GetSource() []byte {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
+func (x *Origin) GetSourcePort() uint32 {
+	if x != nil {
+		return x.SourcePort
+	}
+	return 0
+}
+
+func (x *Origin) GetDestinationPort() uint32 {
+	if x != nil {
+		return x.DestinationPort
+	}
+	return 0
+}
+
+func (x *Origin) GetSites() []string {
+	if x != nil {
+		return x.Sites
+	}
+	return nil
+}
+
 type Pace struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Rate          float64                `protobuf:"fixed64,1,opt,name=rate,proto3" json:"rate,omitempty"`
@@ -1963,7 +2057,7 @@ type Pace struct {
 
 func (x *Pace) Reset() {
 	*x = Pace{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[18]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1975,7 +2069,7 @@ func (x *Pace) String() string {
 func (*Pace) ProtoMessage() {}
 
 func (x *Pace) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[18]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1988,7 +2082,7 @@ func (x *Pace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pace.ProtoReflect.Descriptor instead.
 func (*Pace) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{18}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Pace) GetRate() float64 {
@@ -2023,7 +2117,7 @@ type Schedule struct {
 
 func (x *Schedule) Reset() {
 	*x = Schedule{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[19]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2035,7 +2129,7 @@ func (x *Schedule) String() string {
 func (*Schedule) ProtoMessage() {}
 
 func (x *Schedule) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[19]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2048,7 +2142,7 @@ func (x *Schedule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Schedule.ProtoReflect.Descriptor instead.
 func (*Schedule) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{19}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Schedule) GetEvery() int64 {
@@ -2083,7 +2177,7 @@ type Weight struct {
 
 func (x *Weight) Reset() {
 	*x = Weight{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[20]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2095,7 +2189,7 @@ func (x *Weight) String() string {
 func (*Weight) ProtoMessage() {}
 
 func (x *Weight) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[20]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2108,7 +2202,7 @@ func (x *Weight) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Weight.ProtoReflect.Descriptor instead.
 func (*Weight) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{20}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Weight) GetNetwork() []byte {
@@ -2142,7 +2236,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[21]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2154,7 +2248,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[21]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2167,7 +2261,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{21}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Network) GetAddress() []byte {
@@ -2197,7 +2291,7 @@ type Trace struct {
 
 func (x *Trace) Reset() {
 	*x = Trace{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[22]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2209,7 +2303,7 @@ func (x *Trace) String() string {
 func (*Trace) ProtoMessage() {}
 
 func (x *Trace) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[22]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2222,7 +2316,7 @@ func (x *Trace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Trace.ProtoReflect.Descriptor instead.
 func (*Trace) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{22}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Trace) GetMethod() Method {
@@ -2268,7 +2362,7 @@ type Catchment struct {
 
 func (x *Catchment) Reset() {
 	*x = Catchment{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[23]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2280,7 +2374,7 @@ func (x *Catchment) String() string {
 func (*Catchment) ProtoMessage() {}
 
 func (x *Catchment) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[23]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2293,7 +2387,7 @@ func (x *Catchment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Catchment.ProtoReflect.Descriptor instead.
 func (*Catchment) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{23}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{24}
 }
 
 type Latency struct {
@@ -2304,7 +2398,7 @@ type Latency struct {
 
 func (x *Latency) Reset() {
 	*x = Latency{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[24]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2316,7 +2410,7 @@ func (x *Latency) String() string {
 func (*Latency) ProtoMessage() {}
 
 func (x *Latency) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[24]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2329,7 +2423,7 @@ func (x *Latency) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Latency.ProtoReflect.Descriptor instead.
 func (*Latency) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{24}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{25}
 }
 
 type Flipping struct {
@@ -2345,7 +2439,7 @@ type Flipping struct {
 
 func (x *Flipping) Reset() {
 	*x = Flipping{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[25]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2357,7 +2451,7 @@ func (x *Flipping) String() string {
 func (*Flipping) ProtoMessage() {}
 
 func (x *Flipping) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[25]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2370,7 +2464,7 @@ func (x *Flipping) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flipping.ProtoReflect.Descriptor instead.
 func (*Flipping) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{25}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Flipping) GetFlows() int32 {
@@ -2419,7 +2513,7 @@ type Watch struct {
 
 func (x *Watch) Reset() {
 	*x = Watch{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[26]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2431,7 +2525,7 @@ func (x *Watch) String() string {
 func (*Watch) ProtoMessage() {}
 
 func (x *Watch) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[26]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2444,7 +2538,7 @@ func (x *Watch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Watch.ProtoReflect.Descriptor instead.
 func (*Watch) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{26}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Watch) GetInterval() int64 {
@@ -2477,7 +2571,7 @@ type Volta struct {
 
 func (x *Volta) Reset() {
 	*x = Volta{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[27]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2489,7 +2583,7 @@ func (x *Volta) String() string {
 func (*Volta) ProtoMessage() {}
 
 func (x *Volta) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[27]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2502,7 +2596,7 @@ func (x *Volta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volta.ProtoReflect.Descriptor instead.
 func (*Volta) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{27}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Volta) GetCommand() string {
@@ -2521,7 +2615,7 @@ type FollowRequest struct {
 
 func (x *FollowRequest) Reset() {
 	*x = FollowRequest{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[28]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2533,7 +2627,7 @@ func (x *FollowRequest) String() string {
 func (*FollowRequest) ProtoMessage() {}
 
 func (x *FollowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[28]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2546,7 +2640,7 @@ func (x *FollowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowRequest.ProtoReflect.Descriptor instead.
 func (*FollowRequest) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{28}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *FollowRequest) GetId() string {
@@ -2565,7 +2659,7 @@ type CancelRequest struct {
 
 func (x *CancelRequest) Reset() {
 	*x = CancelRequest{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[29]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2577,7 +2671,7 @@ func (x *CancelRequest) String() string {
 func (*CancelRequest) ProtoMessage() {}
 
 func (x *CancelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[29]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2590,7 +2684,7 @@ func (x *CancelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRequest.ProtoReflect.Descriptor instead.
 func (*CancelRequest) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{29}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *CancelRequest) GetId() string {
@@ -2608,7 +2702,7 @@ type CancelResponse struct {
 
 func (x *CancelResponse) Reset() {
 	*x = CancelResponse{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[30]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2620,7 +2714,7 @@ func (x *CancelResponse) String() string {
 func (*CancelResponse) ProtoMessage() {}
 
 func (x *CancelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[30]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2633,7 +2727,7 @@ func (x *CancelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelResponse.ProtoReflect.Descriptor instead.
 func (*CancelResponse) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{30}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{31}
 }
 
 type DeleteRequest struct {
@@ -2645,7 +2739,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[31]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2657,7 +2751,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[31]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2670,7 +2764,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{31}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *DeleteRequest) GetId() string {
@@ -2688,7 +2782,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[32]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2700,7 +2794,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[32]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2713,7 +2807,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{32}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{33}
 }
 
 type ListRequest struct {
@@ -2734,7 +2828,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[33]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2746,7 +2840,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[33]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2759,7 +2853,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{33}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListRequest) GetId() string {
@@ -2834,7 +2928,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[34]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2846,7 +2940,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[34]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2859,7 +2953,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{34}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListResponse) GetMeasurements() []*Measurement {
@@ -2887,7 +2981,7 @@ type Measurement struct {
 
 func (x *Measurement) Reset() {
 	*x = Measurement{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[35]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2899,7 +2993,7 @@ func (x *Measurement) String() string {
 func (*Measurement) ProtoMessage() {}
 
 func (x *Measurement) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[35]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2912,7 +3006,7 @@ func (x *Measurement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Measurement.ProtoReflect.Descriptor instead.
 func (*Measurement) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{35}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Measurement) GetId() string {
@@ -2993,7 +3087,7 @@ type SitesRequest struct {
 
 func (x *SitesRequest) Reset() {
 	*x = SitesRequest{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[36]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3005,7 +3099,7 @@ func (x *SitesRequest) String() string {
 func (*SitesRequest) ProtoMessage() {}
 
 func (x *SitesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[36]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3018,7 +3112,7 @@ func (x *SitesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SitesRequest.ProtoReflect.Descriptor instead.
 func (*SitesRequest) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{36}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{37}
 }
 
 type SitesResponse struct {
@@ -3030,7 +3124,7 @@ type SitesResponse struct {
 
 func (x *SitesResponse) Reset() {
 	*x = SitesResponse{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[37]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3042,7 +3136,7 @@ func (x *SitesResponse) String() string {
 func (*SitesResponse) ProtoMessage() {}
 
 func (x *SitesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[37]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3055,7 +3149,7 @@ func (x *SitesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SitesResponse.ProtoReflect.Descriptor instead.
 func (*SitesResponse) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{37}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *SitesResponse) GetSites() []*Site {
@@ -3082,7 +3176,7 @@ type Site struct {
 
 func (x *Site) Reset() {
 	*x = Site{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[38]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3094,7 +3188,7 @@ func (x *Site) String() string {
 func (*Site) ProtoMessage() {}
 
 func (x *Site) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[38]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3107,7 +3201,7 @@ func (x *Site) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Site.ProtoReflect.Descriptor instead.
 func (*Site) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{38}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Site) GetName() string {
@@ -3188,7 +3282,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[39]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3200,7 +3294,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[39]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3213,7 +3307,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{39}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Event) GetEvent() isEvent_Event {
@@ -3284,7 +3378,7 @@ type Found struct {
 
 func (x *Found) Reset() {
 	*x = Found{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[40]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3296,7 +3390,7 @@ func (x *Found) String() string {
 func (*Found) ProtoMessage() {}
 
 func (x *Found) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[40]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3309,7 +3403,7 @@ func (x *Found) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Found.ProtoReflect.Descriptor instead.
 func (*Found) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{40}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Found) GetMeasurement() string {
@@ -3339,7 +3433,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[41]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3351,7 +3445,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[41]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3364,7 +3458,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{41}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Progress) GetDone() int64 {
@@ -3422,7 +3516,7 @@ type Result struct {
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[42]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3434,7 +3528,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[42]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3447,7 +3541,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{42}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Result) GetResult() isResult_Result {
@@ -3625,7 +3719,7 @@ type TraceResult struct {
 
 func (x *TraceResult) Reset() {
 	*x = TraceResult{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[43]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3637,7 +3731,7 @@ func (x *TraceResult) String() string {
 func (*TraceResult) ProtoMessage() {}
 
 func (x *TraceResult) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[43]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3650,7 +3744,7 @@ func (x *TraceResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceResult.ProtoReflect.Descriptor instead.
 func (*TraceResult) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{43}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *TraceResult) GetSite() string {
@@ -3827,7 +3921,7 @@ type Reply struct {
 
 func (x *Reply) Reset() {
 	*x = Reply{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[44]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3839,7 +3933,7 @@ func (x *Reply) String() string {
 func (*Reply) ProtoMessage() {}
 
 func (x *Reply) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[44]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3852,7 +3946,7 @@ func (x *Reply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reply.ProtoReflect.Descriptor instead.
 func (*Reply) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{44}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Reply) GetTtl() uint32 {
@@ -4000,7 +4094,7 @@ type Label struct {
 
 func (x *Label) Reset() {
 	*x = Label{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[45]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4012,7 +4106,7 @@ func (x *Label) String() string {
 func (*Label) ProtoMessage() {}
 
 func (x *Label) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[45]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4025,7 +4119,7 @@ func (x *Label) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Label.ProtoReflect.Descriptor instead.
 func (*Label) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{45}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Label) GetLabel() uint32 {
@@ -4069,7 +4163,7 @@ type Link struct {
 
 func (x *Link) Reset() {
 	*x = Link{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[46]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4081,7 +4175,7 @@ func (x *Link) String() string {
 func (*Link) ProtoMessage() {}
 
 func (x *Link) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[46]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4094,7 +4188,7 @@ func (x *Link) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Link.ProtoReflect.Descriptor instead.
 func (*Link) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{46}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Link) GetTtl() int32 {
@@ -4133,28 +4227,30 @@ func (x *Link) GetUncertain() bool {
 }
 
 type Catch struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Target        []byte                 `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
-	Sender        string                 `protobuf:"bytes,2,opt,name=sender,proto3" json:"sender,omitempty"`
-	Receiver      string                 `protobuf:"bytes,3,opt,name=receiver,proto3" json:"receiver,omitempty"`
-	Responder     []byte                 `protobuf:"bytes,4,opt,name=responder,proto3" json:"responder,omitempty"`
-	Protocol      Protocol               `protobuf:"varint,5,opt,name=protocol,proto3,enum=fathom.measure.v1.Protocol" json:"protocol,omitempty"`
-	Status        Status                 `protobuf:"varint,6,opt,name=status,proto3,enum=fathom.measure.v1.Status" json:"status,omitempty"`
-	Flow          uint32                 `protobuf:"varint,7,opt,name=flow,proto3" json:"flow,omitempty"`
-	Round         int32                  `protobuf:"varint,8,opt,name=round,proto3" json:"round,omitempty"`
-	Rtt           int64                  `protobuf:"varint,9,opt,name=rtt,proto3" json:"rtt,omitempty"`
-	ClockError    int64                  `protobuf:"varint,10,opt,name=clock_error,json=clockError,proto3" json:"clock_error,omitempty"`
-	ReplyTtl      uint32                 `protobuf:"varint,11,opt,name=reply_ttl,json=replyTtl,proto3" json:"reply_ttl,omitempty"`
-	Text          string                 `protobuf:"bytes,12,opt,name=text,proto3" json:"text,omitempty"`
-	Duplicates    int32                  `protobuf:"varint,13,opt,name=duplicates,proto3" json:"duplicates,omitempty"`
-	Time          int64                  `protobuf:"varint,14,opt,name=time,proto3" json:"time,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Target     []byte                 `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	Sender     string                 `protobuf:"bytes,2,opt,name=sender,proto3" json:"sender,omitempty"`
+	Receiver   string                 `protobuf:"bytes,3,opt,name=receiver,proto3" json:"receiver,omitempty"`
+	Responder  []byte                 `protobuf:"bytes,4,opt,name=responder,proto3" json:"responder,omitempty"`
+	Protocol   Protocol               `protobuf:"varint,5,opt,name=protocol,proto3,enum=fathom.measure.v1.Protocol" json:"protocol,omitempty"`
+	Status     Status                 `protobuf:"varint,6,opt,name=status,proto3,enum=fathom.measure.v1.Status" json:"status,omitempty"`
+	Flow       uint32                 `protobuf:"varint,7,opt,name=flow,proto3" json:"flow,omitempty"`
+	Round      int32                  `protobuf:"varint,8,opt,name=round,proto3" json:"round,omitempty"`
+	Rtt        int64                  `protobuf:"varint,9,opt,name=rtt,proto3" json:"rtt,omitempty"`
+	ClockError int64                  `protobuf:"varint,10,opt,name=clock_error,json=clockError,proto3" json:"clock_error,omitempty"`
+	ReplyTtl   uint32                 `protobuf:"varint,11,opt,name=reply_ttl,json=replyTtl,proto3" json:"reply_ttl,omitempty"`
+	Text       string                 `protobuf:"bytes,12,opt,name=text,proto3" json:"text,omitempty"`
+	Duplicates int32                  `protobuf:"varint,13,opt,name=duplicates,proto3" json:"duplicates,omitempty"`
+	Time       int64                  `protobuf:"varint,14,opt,name=time,proto3" json:"time,omitempty"`
+	// The name of what it was sent from, of several.
+	Origin        string `protobuf:"bytes,15,opt,name=origin,proto3" json:"origin,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Catch) Reset() {
 	*x = Catch{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[47]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4166,7 +4262,7 @@ func (x *Catch) String() string {
 func (*Catch) ProtoMessage() {}
 
 func (x *Catch) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[47]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4179,7 +4275,7 @@ func (x *Catch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Catch.ProtoReflect.Descriptor instead.
 func (*Catch) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{47}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Catch) GetTarget() []byte {
@@ -4280,6 +4376,13 @@ func (x *Catch) GetTime() int64 {
 	return 0
 }
 
+func (x *Catch) GetOrigin() string {
+	if x != nil {
+		return x.Origin
+	}
+	return ""
+}
+
 type SiteRTT struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Site          string                 `protobuf:"bytes,1,opt,name=site,proto3" json:"site,omitempty"`
@@ -4290,7 +4393,7 @@ type SiteRTT struct {
 
 func (x *SiteRTT) Reset() {
 	*x = SiteRTT{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[48]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4302,7 +4405,7 @@ func (x *SiteRTT) String() string {
 func (*SiteRTT) ProtoMessage() {}
 
 func (x *SiteRTT) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[48]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4315,7 +4418,7 @@ func (x *SiteRTT) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SiteRTT.ProtoReflect.Descriptor instead.
 func (*SiteRTT) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{48}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *SiteRTT) GetSite() string {
@@ -4341,13 +4444,14 @@ type LatencyResult struct {
 	Best          string                 `protobuf:"bytes,5,opt,name=best,proto3" json:"best,omitempty"`
 	Inflation     int64                  `protobuf:"varint,6,opt,name=inflation,proto3" json:"inflation,omitempty"`
 	Time          int64                  `protobuf:"varint,7,opt,name=time,proto3" json:"time,omitempty"`
+	Origin        string                 `protobuf:"bytes,8,opt,name=origin,proto3" json:"origin,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *LatencyResult) Reset() {
 	*x = LatencyResult{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[49]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4359,7 +4463,7 @@ func (x *LatencyResult) String() string {
 func (*LatencyResult) ProtoMessage() {}
 
 func (x *LatencyResult) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[49]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4372,7 +4476,7 @@ func (x *LatencyResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LatencyResult.ProtoReflect.Descriptor instead.
 func (*LatencyResult) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{49}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *LatencyResult) GetTarget() []byte {
@@ -4424,6 +4528,13 @@ func (x *LatencyResult) GetTime() int64 {
 	return 0
 }
 
+func (x *LatencyResult) GetOrigin() string {
+	if x != nil {
+		return x.Origin
+	}
+	return ""
+}
+
 type FlipResult struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Target        []byte                 `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
@@ -4434,13 +4545,14 @@ type FlipResult struct {
 	Catches       []*Catch               `protobuf:"bytes,6,rep,name=catches,proto3" json:"catches,omitempty"`
 	Spread        int64                  `protobuf:"varint,7,opt,name=spread,proto3" json:"spread,omitempty"`
 	Parting       *Parting               `protobuf:"bytes,8,opt,name=parting,proto3" json:"parting,omitempty"`
+	Origin        string                 `protobuf:"bytes,9,opt,name=origin,proto3" json:"origin,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *FlipResult) Reset() {
 	*x = FlipResult{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[50]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4452,7 +4564,7 @@ func (x *FlipResult) String() string {
 func (*FlipResult) ProtoMessage() {}
 
 func (x *FlipResult) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[50]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4465,7 +4577,7 @@ func (x *FlipResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlipResult.ProtoReflect.Descriptor instead.
 func (*FlipResult) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{50}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *FlipResult) GetTarget() []byte {
@@ -4524,6 +4636,13 @@ func (x *FlipResult) GetParting() *Parting {
 	return nil
 }
 
+func (x *FlipResult) GetOrigin() string {
+	if x != nil {
+		return x.Origin
+	}
+	return ""
+}
+
 type Parting struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ttl           int32                  `protobuf:"varint,1,opt,name=ttl,proto3" json:"ttl,omitempty"`
@@ -4536,7 +4655,7 @@ type Parting struct {
 
 func (x *Parting) Reset() {
 	*x = Parting{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[51]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4548,7 +4667,7 @@ func (x *Parting) String() string {
 func (*Parting) ProtoMessage() {}
 
 func (x *Parting) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[51]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4561,7 +4680,7 @@ func (x *Parting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Parting.ProtoReflect.Descriptor instead.
 func (*Parting) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{51}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Parting) GetTtl() int32 {
@@ -4605,7 +4724,7 @@ type Move struct {
 
 func (x *Move) Reset() {
 	*x = Move{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[52]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4617,7 +4736,7 @@ func (x *Move) String() string {
 func (*Move) ProtoMessage() {}
 
 func (x *Move) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[52]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4630,7 +4749,7 @@ func (x *Move) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Move.ProtoReflect.Descriptor instead.
 func (*Move) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{52}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Move) GetTarget() []byte {
@@ -4680,7 +4799,7 @@ type WatchResult struct {
 
 func (x *WatchResult) Reset() {
 	*x = WatchResult{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[53]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4692,7 +4811,7 @@ func (x *WatchResult) String() string {
 func (*WatchResult) ProtoMessage() {}
 
 func (x *WatchResult) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[53]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4705,7 +4824,7 @@ func (x *WatchResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResult.ProtoReflect.Descriptor instead.
 func (*WatchResult) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{53}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *WatchResult) GetTime() int64 {
@@ -4752,13 +4871,15 @@ type Summary struct {
 	Took          int64                  `protobuf:"varint,12,opt,name=took,proto3" json:"took,omitempty"`
 	Late          uint64                 `protobuf:"varint,13,opt,name=late,proto3" json:"late,omitempty"`
 	Unknown       uint64                 `protobuf:"varint,14,opt,name=unknown,proto3" json:"unknown,omitempty"`
+	Origins       []*OriginSummary       `protobuf:"bytes,15,rep,name=origins,proto3" json:"origins,omitempty"`
+	Differ        int64                  `protobuf:"varint,16,opt,name=differ,proto3" json:"differ,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Summary) Reset() {
 	*x = Summary{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[54]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4770,7 +4891,7 @@ func (x *Summary) String() string {
 func (*Summary) ProtoMessage() {}
 
 func (x *Summary) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[54]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4783,7 +4904,7 @@ func (x *Summary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Summary.ProtoReflect.Descriptor instead.
 func (*Summary) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{54}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Summary) GetTargets() int64 {
@@ -4884,6 +5005,80 @@ func (x *Summary) GetUnknown() uint64 {
 	return 0
 }
 
+func (x *Summary) GetOrigins() []*OriginSummary {
+	if x != nil {
+		return x.Origins
+	}
+	return nil
+}
+
+func (x *Summary) GetDiffer() int64 {
+	if x != nil {
+		return x.Differ
+	}
+	return 0
+}
+
+type OriginSummary struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Sites         map[string]int64       `protobuf:"bytes,2,rep,name=sites,proto3" json:"sites,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	Weight        map[string]float64     `protobuf:"bytes,3,rep,name=weight,proto3" json:"weight,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"fixed64,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OriginSummary) Reset() {
+	*x = OriginSummary{}
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OriginSummary) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OriginSummary) ProtoMessage() {}
+
+func (x *OriginSummary) ProtoReflect() protoreflect.Message {
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OriginSummary.ProtoReflect.Descriptor instead.
+func (*OriginSummary) Descriptor() ([]byte, []int) {
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *OriginSummary) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *OriginSummary) GetSites() map[string]int64 {
+	if x != nil {
+		return x.Sites
+	}
+	return nil
+}
+
+func (x *OriginSummary) GetWeight() map[string]float64 {
+	if x != nil {
+		return x.Weight
+	}
+	return nil
+}
+
 type Alarm struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Before        string                 `protobuf:"bytes,1,opt,name=before,proto3" json:"before,omitempty"`
@@ -4891,13 +5086,14 @@ type Alarm struct {
 	Share         float64                `protobuf:"fixed64,3,opt,name=share,proto3" json:"share,omitempty"`
 	Limit         float64                `protobuf:"fixed64,4,opt,name=limit,proto3" json:"limit,omitempty"`
 	Time          int64                  `protobuf:"varint,5,opt,name=time,proto3" json:"time,omitempty"`
+	Origin        string                 `protobuf:"bytes,6,opt,name=origin,proto3" json:"origin,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Alarm) Reset() {
 	*x = Alarm{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[55]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4909,7 +5105,7 @@ func (x *Alarm) String() string {
 func (*Alarm) ProtoMessage() {}
 
 func (x *Alarm) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[55]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4922,7 +5118,7 @@ func (x *Alarm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alarm.ProtoReflect.Descriptor instead.
 func (*Alarm) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{55}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Alarm) GetBefore() string {
@@ -4960,6 +5156,13 @@ func (x *Alarm) GetTime() int64 {
 	return 0
 }
 
+func (x *Alarm) GetOrigin() string {
+	if x != nil {
+		return x.Origin
+	}
+	return ""
+}
+
 type TextResult struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Code          int32                  `protobuf:"varint,1,opt,name=code,proto3" json:"code,omitempty"`
@@ -4970,7 +5173,7 @@ type TextResult struct {
 
 func (x *TextResult) Reset() {
 	*x = TextResult{}
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[56]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4982,7 +5185,7 @@ func (x *TextResult) String() string {
 func (*TextResult) ProtoMessage() {}
 
 func (x *TextResult) ProtoReflect() protoreflect.Message {
-	mi := &file_anycast_measurepb_measure_proto_msgTypes[56]
+	mi := &file_anycast_measurepb_measure_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4995,7 +5198,7 @@ func (x *TextResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TextResult.ProtoReflect.Descriptor instead.
 func (*TextResult) Descriptor() ([]byte, []int) {
-	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{56}
+	return file_anycast_measurepb_measure_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *TextResult) GetCode() int32 {
@@ -5126,7 +5329,7 @@ const file_anycast_measurepb_measure_proto_rawDesc = "" +
 	"\atargets\x18\x02 \x03(\tR\atargets\x12\x1a\n" +
 	"\btargets4\x18\x03 \x01(\fR\btargets4\x12\x1a\n" +
 	"\btargets6\x18\x04 \x01(\fR\btargets6\x12\x1a\n" +
-	"\battached\x18\x05 \x01(\bR\battached\"\x88\a\n" +
+	"\battached\x18\x05 \x01(\bR\battached\"\xd1\a\n" +
 	"\n" +
 	"Definition\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
@@ -5148,14 +5351,23 @@ const file_anycast_measurepb_measure_proto_rawDesc = "" +
 	"\aopt_out\x18\x10 \x03(\v2\x1a.fathom.measure.v1.NetworkR\x06optOut\x12\x1e\n" +
 	"\n" +
 	"responsive\x18\x11 \x01(\bR\n" +
-	"responsive\x120\n" +
+	"responsive\x123\n" +
+	"\aorigins\x18\x12 \x03(\v2\x19.fathom.measure.v1.OriginR\aorigins\x12\x12\n" +
+	"\x04feed\x18\x13 \x01(\bR\x04feed\x120\n" +
 	"\x05trace\x18\x14 \x01(\v2\x18.fathom.measure.v1.TraceH\x00R\x05trace\x12<\n" +
 	"\tcatchment\x18\x15 \x01(\v2\x1c.fathom.measure.v1.CatchmentH\x00R\tcatchment\x126\n" +
 	"\alatency\x18\x16 \x01(\v2\x1a.fathom.measure.v1.LatencyH\x00R\alatency\x129\n" +
 	"\bflipping\x18\x17 \x01(\v2\x1b.fathom.measure.v1.FlippingH\x00R\bflipping\x120\n" +
 	"\x05watch\x18\x18 \x01(\v2\x18.fathom.measure.v1.WatchH\x00R\x05watch\x120\n" +
 	"\x05volta\x18\x19 \x01(\v2\x18.fathom.measure.v1.VoltaH\x00R\x05voltaB\t\n" +
-	"\aprogram\"V\n" +
+	"\aprogram\"\x96\x01\n" +
+	"\x06Origin\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06source\x18\x02 \x01(\fR\x06source\x12\x1f\n" +
+	"\vsource_port\x18\x03 \x01(\rR\n" +
+	"sourcePort\x12)\n" +
+	"\x10destination_port\x18\x04 \x01(\rR\x0fdestinationPort\x12\x14\n" +
+	"\x05sites\x18\x05 \x03(\tR\x05sites\"V\n" +
 	"\x04Pace\x12\x12\n" +
 	"\x04rate\x18\x01 \x01(\x01R\x04rate\x12\x1f\n" +
 	"\vper_network\x18\x02 \x01(\x01R\n" +
@@ -5328,7 +5540,7 @@ const file_anycast_measurepb_measure_proto_rawDesc = "" +
 	"\x04from\x18\x02 \x01(\fR\x04from\x12\x0e\n" +
 	"\x02to\x18\x03 \x01(\fR\x02to\x12\x14\n" +
 	"\x05flows\x18\x04 \x03(\rR\x05flows\x12\x1c\n" +
-	"\tuncertain\x18\x05 \x01(\bR\tuncertain\"\x9f\x03\n" +
+	"\tuncertain\x18\x05 \x01(\bR\tuncertain\"\xb7\x03\n" +
 	"\x05Catch\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\fR\x06target\x12\x16\n" +
 	"\x06sender\x18\x02 \x01(\tR\x06sender\x12\x1a\n" +
@@ -5347,10 +5559,11 @@ const file_anycast_measurepb_measure_proto_rawDesc = "" +
 	"\n" +
 	"duplicates\x18\r \x01(\x05R\n" +
 	"duplicates\x12\x12\n" +
-	"\x04time\x18\x0e \x01(\x03R\x04time\"/\n" +
+	"\x04time\x18\x0e \x01(\x03R\x04time\x12\x16\n" +
+	"\x06origin\x18\x0f \x01(\tR\x06origin\"/\n" +
 	"\aSiteRTT\x12\x12\n" +
 	"\x04site\x18\x01 \x01(\tR\x04site\x12\x10\n" +
-	"\x03rtt\x18\x02 \x01(\x03R\x03rtt\"\xcf\x01\n" +
+	"\x03rtt\x18\x02 \x01(\x03R\x03rtt\"\xe7\x01\n" +
 	"\rLatencyResult\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\fR\x06target\x12\x18\n" +
 	"\acatcher\x18\x02 \x01(\tR\acatcher\x12\x10\n" +
@@ -5358,7 +5571,8 @@ const file_anycast_measurepb_measure_proto_rawDesc = "" +
 	"\aunicast\x18\x04 \x03(\v2\x1a.fathom.measure.v1.SiteRTTR\aunicast\x12\x12\n" +
 	"\x04best\x18\x05 \x01(\tR\x04best\x12\x1c\n" +
 	"\tinflation\x18\x06 \x01(\x03R\tinflation\x12\x12\n" +
-	"\x04time\x18\a \x01(\x03R\x04time\"\xef\x02\n" +
+	"\x04time\x18\a \x01(\x03R\x04time\x12\x16\n" +
+	"\x06origin\x18\b \x01(\tR\x06origin\"\x87\x03\n" +
 	"\n" +
 	"FlipResult\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\fR\x06target\x12;\n" +
@@ -5369,7 +5583,8 @@ const file_anycast_measurepb_measure_proto_rawDesc = "" +
 	"\aby_time\x18\x05 \x01(\bR\x06byTime\x122\n" +
 	"\acatches\x18\x06 \x03(\v2\x18.fathom.measure.v1.CatchR\acatches\x12\x16\n" +
 	"\x06spread\x18\a \x01(\x03R\x06spread\x124\n" +
-	"\aparting\x18\b \x01(\v2\x1a.fathom.measure.v1.PartingR\aparting\x1a7\n" +
+	"\aparting\x18\b \x01(\v2\x1a.fathom.measure.v1.PartingR\aparting\x12\x16\n" +
+	"\x06origin\x18\t \x01(\tR\x06origin\x1a7\n" +
 	"\tSeenEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"]\n" +
@@ -5392,7 +5607,7 @@ const file_anycast_measurepb_measure_proto_rawDesc = "" +
 	"\n" +
 	"SitesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\x8a\x05\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xde\x05\n" +
 	"\aSummary\x12\x18\n" +
 	"\atargets\x18\x01 \x01(\x03R\atargets\x12\x12\n" +
 	"\x04sent\x18\x02 \x01(\x04R\x04sent\x12\x1a\n" +
@@ -5410,7 +5625,9 @@ const file_anycast_measurepb_measure_proto_rawDesc = "" +
 	"\x05notes\x18\v \x03(\tR\x05notes\x12\x12\n" +
 	"\x04took\x18\f \x01(\x03R\x04took\x12\x12\n" +
 	"\x04late\x18\r \x01(\x04R\x04late\x12\x18\n" +
-	"\aunknown\x18\x0e \x01(\x04R\aunknown\x1a:\n" +
+	"\aunknown\x18\x0e \x01(\x04R\aunknown\x12:\n" +
+	"\aorigins\x18\x0f \x03(\v2 .fathom.measure.v1.OriginSummaryR\aorigins\x12\x16\n" +
+	"\x06differ\x18\x10 \x01(\x03R\x06differ\x1a:\n" +
 	"\fSkippedEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\x1a8\n" +
@@ -5420,13 +5637,25 @@ const file_anycast_measurepb_measure_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\x1a9\n" +
 	"\vWeightEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\"u\n" +
+	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\"\xa1\x02\n" +
+	"\rOriginSummary\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12A\n" +
+	"\x05sites\x18\x02 \x03(\v2+.fathom.measure.v1.OriginSummary.SitesEntryR\x05sites\x12D\n" +
+	"\x06weight\x18\x03 \x03(\v2,.fathom.measure.v1.OriginSummary.WeightEntryR\x06weight\x1a8\n" +
+	"\n" +
+	"SitesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\x1a9\n" +
+	"\vWeightEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\"\x8d\x01\n" +
 	"\x05Alarm\x12\x16\n" +
 	"\x06before\x18\x01 \x01(\tR\x06before\x12\x14\n" +
 	"\x05after\x18\x02 \x01(\tR\x05after\x12\x14\n" +
 	"\x05share\x18\x03 \x01(\x01R\x05share\x12\x14\n" +
 	"\x05limit\x18\x04 \x01(\x01R\x05limit\x12\x12\n" +
-	"\x04time\x18\x05 \x01(\x03R\x04time\"4\n" +
+	"\x04time\x18\x05 \x01(\x03R\x04time\x12\x16\n" +
+	"\x06origin\x18\x06 \x01(\tR\x06origin\"4\n" +
 	"\n" +
 	"TextResult\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x12\n" +
@@ -5461,9 +5690,10 @@ const file_anycast_measurepb_measure_proto_rawDesc = "" +
 	"\x13STATUS_NETWORK_DOWN\x10\x05\x12\x14\n" +
 	"\x10STATUS_HOST_DOWN\x10\x06\x12\x13\n" +
 	"\x0fSTATUS_NO_REPLY\x10\a\x12\x11\n" +
-	"\rSTATUS_FAILED\x10\b2\x93\x04\n" +
+	"\rSTATUS_FAILED\x10\b2\xda\x04\n" +
 	"\aMeasure\x12F\n" +
-	"\x05Start\x12\x1f.fathom.measure.v1.StartRequest\x1a\x18.fathom.measure.v1.Event(\x010\x01\x12F\n" +
+	"\x05Start\x12\x1f.fathom.measure.v1.StartRequest\x1a\x18.fathom.measure.v1.Event(\x010\x01\x12E\n" +
+	"\x04Feed\x12\x1f.fathom.measure.v1.StartRequest\x1a\x18.fathom.measure.v1.Event(\x010\x01\x12F\n" +
 	"\x06Follow\x12 .fathom.measure.v1.FollowRequest\x1a\x18.fathom.measure.v1.Event0\x01\x12M\n" +
 	"\x06Cancel\x12 .fathom.measure.v1.CancelRequest\x1a!.fathom.measure.v1.CancelResponse\x12G\n" +
 	"\x04List\x12\x1e.fathom.measure.v1.ListRequest\x1a\x1f.fathom.measure.v1.ListResponse\x12E\n" +
@@ -5488,7 +5718,7 @@ func file_anycast_measurepb_measure_proto_rawDescGZIP() []byte {
 }
 
 var file_anycast_measurepb_measure_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_anycast_measurepb_measure_proto_msgTypes = make([]protoimpl.MessageInfo, 62)
+var file_anycast_measurepb_measure_proto_msgTypes = make([]protoimpl.MessageInfo, 66)
 var file_anycast_measurepb_measure_proto_goTypes = []any{
 	(Protocol)(0),          // 0: fathom.measure.v1.Protocol
 	(Method)(0),            // 1: fathom.measure.v1.Method
@@ -5512,50 +5742,54 @@ var file_anycast_measurepb_measure_proto_goTypes = []any{
 	(*AgentStats)(nil),     // 19: fathom.measure.v1.AgentStats
 	(*StartRequest)(nil),   // 20: fathom.measure.v1.StartRequest
 	(*Definition)(nil),     // 21: fathom.measure.v1.Definition
-	(*Pace)(nil),           // 22: fathom.measure.v1.Pace
-	(*Schedule)(nil),       // 23: fathom.measure.v1.Schedule
-	(*Weight)(nil),         // 24: fathom.measure.v1.Weight
-	(*Network)(nil),        // 25: fathom.measure.v1.Network
-	(*Trace)(nil),          // 26: fathom.measure.v1.Trace
-	(*Catchment)(nil),      // 27: fathom.measure.v1.Catchment
-	(*Latency)(nil),        // 28: fathom.measure.v1.Latency
-	(*Flipping)(nil),       // 29: fathom.measure.v1.Flipping
-	(*Watch)(nil),          // 30: fathom.measure.v1.Watch
-	(*Volta)(nil),          // 31: fathom.measure.v1.Volta
-	(*FollowRequest)(nil),  // 32: fathom.measure.v1.FollowRequest
-	(*CancelRequest)(nil),  // 33: fathom.measure.v1.CancelRequest
-	(*CancelResponse)(nil), // 34: fathom.measure.v1.CancelResponse
-	(*DeleteRequest)(nil),  // 35: fathom.measure.v1.DeleteRequest
-	(*DeleteResponse)(nil), // 36: fathom.measure.v1.DeleteResponse
-	(*ListRequest)(nil),    // 37: fathom.measure.v1.ListRequest
-	(*ListResponse)(nil),   // 38: fathom.measure.v1.ListResponse
-	(*Measurement)(nil),    // 39: fathom.measure.v1.Measurement
-	(*SitesRequest)(nil),   // 40: fathom.measure.v1.SitesRequest
-	(*SitesResponse)(nil),  // 41: fathom.measure.v1.SitesResponse
-	(*Site)(nil),           // 42: fathom.measure.v1.Site
-	(*Event)(nil),          // 43: fathom.measure.v1.Event
-	(*Found)(nil),          // 44: fathom.measure.v1.Found
-	(*Progress)(nil),       // 45: fathom.measure.v1.Progress
-	(*Result)(nil),         // 46: fathom.measure.v1.Result
-	(*TraceResult)(nil),    // 47: fathom.measure.v1.TraceResult
-	(*Reply)(nil),          // 48: fathom.measure.v1.Reply
-	(*Label)(nil),          // 49: fathom.measure.v1.Label
-	(*Link)(nil),           // 50: fathom.measure.v1.Link
-	(*Catch)(nil),          // 51: fathom.measure.v1.Catch
-	(*SiteRTT)(nil),        // 52: fathom.measure.v1.SiteRTT
-	(*LatencyResult)(nil),  // 53: fathom.measure.v1.LatencyResult
-	(*FlipResult)(nil),     // 54: fathom.measure.v1.FlipResult
-	(*Parting)(nil),        // 55: fathom.measure.v1.Parting
-	(*Move)(nil),           // 56: fathom.measure.v1.Move
-	(*WatchResult)(nil),    // 57: fathom.measure.v1.WatchResult
-	(*Summary)(nil),        // 58: fathom.measure.v1.Summary
-	(*Alarm)(nil),          // 59: fathom.measure.v1.Alarm
-	(*TextResult)(nil),     // 60: fathom.measure.v1.TextResult
-	nil,                    // 61: fathom.measure.v1.FlipResult.SeenEntry
-	nil,                    // 62: fathom.measure.v1.WatchResult.SitesEntry
-	nil,                    // 63: fathom.measure.v1.Summary.SkippedEntry
-	nil,                    // 64: fathom.measure.v1.Summary.SitesEntry
-	nil,                    // 65: fathom.measure.v1.Summary.WeightEntry
+	(*Origin)(nil),         // 22: fathom.measure.v1.Origin
+	(*Pace)(nil),           // 23: fathom.measure.v1.Pace
+	(*Schedule)(nil),       // 24: fathom.measure.v1.Schedule
+	(*Weight)(nil),         // 25: fathom.measure.v1.Weight
+	(*Network)(nil),        // 26: fathom.measure.v1.Network
+	(*Trace)(nil),          // 27: fathom.measure.v1.Trace
+	(*Catchment)(nil),      // 28: fathom.measure.v1.Catchment
+	(*Latency)(nil),        // 29: fathom.measure.v1.Latency
+	(*Flipping)(nil),       // 30: fathom.measure.v1.Flipping
+	(*Watch)(nil),          // 31: fathom.measure.v1.Watch
+	(*Volta)(nil),          // 32: fathom.measure.v1.Volta
+	(*FollowRequest)(nil),  // 33: fathom.measure.v1.FollowRequest
+	(*CancelRequest)(nil),  // 34: fathom.measure.v1.CancelRequest
+	(*CancelResponse)(nil), // 35: fathom.measure.v1.CancelResponse
+	(*DeleteRequest)(nil),  // 36: fathom.measure.v1.DeleteRequest
+	(*DeleteResponse)(nil), // 37: fathom.measure.v1.DeleteResponse
+	(*ListRequest)(nil),    // 38: fathom.measure.v1.ListRequest
+	(*ListResponse)(nil),   // 39: fathom.measure.v1.ListResponse
+	(*Measurement)(nil),    // 40: fathom.measure.v1.Measurement
+	(*SitesRequest)(nil),   // 41: fathom.measure.v1.SitesRequest
+	(*SitesResponse)(nil),  // 42: fathom.measure.v1.SitesResponse
+	(*Site)(nil),           // 43: fathom.measure.v1.Site
+	(*Event)(nil),          // 44: fathom.measure.v1.Event
+	(*Found)(nil),          // 45: fathom.measure.v1.Found
+	(*Progress)(nil),       // 46: fathom.measure.v1.Progress
+	(*Result)(nil),         // 47: fathom.measure.v1.Result
+	(*TraceResult)(nil),    // 48: fathom.measure.v1.TraceResult
+	(*Reply)(nil),          // 49: fathom.measure.v1.Reply
+	(*Label)(nil),          // 50: fathom.measure.v1.Label
+	(*Link)(nil),           // 51: fathom.measure.v1.Link
+	(*Catch)(nil),          // 52: fathom.measure.v1.Catch
+	(*SiteRTT)(nil),        // 53: fathom.measure.v1.SiteRTT
+	(*LatencyResult)(nil),  // 54: fathom.measure.v1.LatencyResult
+	(*FlipResult)(nil),     // 55: fathom.measure.v1.FlipResult
+	(*Parting)(nil),        // 56: fathom.measure.v1.Parting
+	(*Move)(nil),           // 57: fathom.measure.v1.Move
+	(*WatchResult)(nil),    // 58: fathom.measure.v1.WatchResult
+	(*Summary)(nil),        // 59: fathom.measure.v1.Summary
+	(*OriginSummary)(nil),  // 60: fathom.measure.v1.OriginSummary
+	(*Alarm)(nil),          // 61: fathom.measure.v1.Alarm
+	(*TextResult)(nil),     // 62: fathom.measure.v1.TextResult
+	nil,                    // 63: fathom.measure.v1.FlipResult.SeenEntry
+	nil,                    // 64: fathom.measure.v1.WatchResult.SitesEntry
+	nil,                    // 65: fathom.measure.v1.Summary.SkippedEntry
+	nil,                    // 66: fathom.measure.v1.Summary.SitesEntry
+	nil,                    // 67: fathom.measure.v1.Summary.WeightEntry
+	nil,                    // 68: fathom.measure.v1.OriginSummary.SitesEntry
+	nil,                    // 69: fathom.measure.v1.OriginSummary.WeightEntry
 }
 var file_anycast_measurepb_measure_proto_depIdxs = []int32{
 	8,  // 0: fathom.measure.v1.FromAgent.hello:type_name -> fathom.measure.v1.Hello
@@ -5575,75 +5809,81 @@ var file_anycast_measurepb_measure_proto_depIdxs = []int32{
 	0,  // 14: fathom.measure.v1.Open.protocol:type_name -> fathom.measure.v1.Protocol
 	21, // 15: fathom.measure.v1.StartRequest.definition:type_name -> fathom.measure.v1.Definition
 	0,  // 16: fathom.measure.v1.Definition.protocol:type_name -> fathom.measure.v1.Protocol
-	22, // 17: fathom.measure.v1.Definition.pace:type_name -> fathom.measure.v1.Pace
-	23, // 18: fathom.measure.v1.Definition.schedule:type_name -> fathom.measure.v1.Schedule
-	24, // 19: fathom.measure.v1.Definition.weights:type_name -> fathom.measure.v1.Weight
-	25, // 20: fathom.measure.v1.Definition.opt_out:type_name -> fathom.measure.v1.Network
-	26, // 21: fathom.measure.v1.Definition.trace:type_name -> fathom.measure.v1.Trace
-	27, // 22: fathom.measure.v1.Definition.catchment:type_name -> fathom.measure.v1.Catchment
-	28, // 23: fathom.measure.v1.Definition.latency:type_name -> fathom.measure.v1.Latency
-	29, // 24: fathom.measure.v1.Definition.flipping:type_name -> fathom.measure.v1.Flipping
-	30, // 25: fathom.measure.v1.Definition.watch:type_name -> fathom.measure.v1.Watch
-	31, // 26: fathom.measure.v1.Definition.volta:type_name -> fathom.measure.v1.Volta
-	1,  // 27: fathom.measure.v1.Trace.method:type_name -> fathom.measure.v1.Method
-	0,  // 28: fathom.measure.v1.Flipping.protocols:type_name -> fathom.measure.v1.Protocol
-	39, // 29: fathom.measure.v1.ListResponse.measurements:type_name -> fathom.measure.v1.Measurement
-	21, // 30: fathom.measure.v1.Measurement.definition:type_name -> fathom.measure.v1.Definition
-	2,  // 31: fathom.measure.v1.Measurement.state:type_name -> fathom.measure.v1.State
-	45, // 32: fathom.measure.v1.Measurement.progress:type_name -> fathom.measure.v1.Progress
-	42, // 33: fathom.measure.v1.SitesResponse.sites:type_name -> fathom.measure.v1.Site
-	39, // 34: fathom.measure.v1.Event.measurement:type_name -> fathom.measure.v1.Measurement
-	45, // 35: fathom.measure.v1.Event.progress:type_name -> fathom.measure.v1.Progress
-	44, // 36: fathom.measure.v1.Event.found:type_name -> fathom.measure.v1.Found
-	46, // 37: fathom.measure.v1.Found.results:type_name -> fathom.measure.v1.Result
-	47, // 38: fathom.measure.v1.Result.trace:type_name -> fathom.measure.v1.TraceResult
-	51, // 39: fathom.measure.v1.Result.catch:type_name -> fathom.measure.v1.Catch
-	53, // 40: fathom.measure.v1.Result.latency:type_name -> fathom.measure.v1.LatencyResult
-	54, // 41: fathom.measure.v1.Result.flip:type_name -> fathom.measure.v1.FlipResult
-	56, // 42: fathom.measure.v1.Result.move:type_name -> fathom.measure.v1.Move
-	57, // 43: fathom.measure.v1.Result.watch:type_name -> fathom.measure.v1.WatchResult
-	58, // 44: fathom.measure.v1.Result.summary:type_name -> fathom.measure.v1.Summary
-	59, // 45: fathom.measure.v1.Result.alarm:type_name -> fathom.measure.v1.Alarm
-	60, // 46: fathom.measure.v1.Result.text:type_name -> fathom.measure.v1.TextResult
-	0,  // 47: fathom.measure.v1.TraceResult.protocol:type_name -> fathom.measure.v1.Protocol
-	1,  // 48: fathom.measure.v1.TraceResult.method:type_name -> fathom.measure.v1.Method
-	48, // 49: fathom.measure.v1.TraceResult.replies:type_name -> fathom.measure.v1.Reply
-	50, // 50: fathom.measure.v1.TraceResult.links:type_name -> fathom.measure.v1.Link
-	3,  // 51: fathom.measure.v1.Reply.status:type_name -> fathom.measure.v1.Status
-	49, // 52: fathom.measure.v1.Reply.mpls:type_name -> fathom.measure.v1.Label
-	0,  // 53: fathom.measure.v1.Catch.protocol:type_name -> fathom.measure.v1.Protocol
-	3,  // 54: fathom.measure.v1.Catch.status:type_name -> fathom.measure.v1.Status
-	52, // 55: fathom.measure.v1.LatencyResult.unicast:type_name -> fathom.measure.v1.SiteRTT
-	61, // 56: fathom.measure.v1.FlipResult.seen:type_name -> fathom.measure.v1.FlipResult.SeenEntry
-	51, // 57: fathom.measure.v1.FlipResult.catches:type_name -> fathom.measure.v1.Catch
-	55, // 58: fathom.measure.v1.FlipResult.parting:type_name -> fathom.measure.v1.Parting
-	62, // 59: fathom.measure.v1.WatchResult.sites:type_name -> fathom.measure.v1.WatchResult.SitesEntry
-	63, // 60: fathom.measure.v1.Summary.skipped:type_name -> fathom.measure.v1.Summary.SkippedEntry
-	64, // 61: fathom.measure.v1.Summary.sites:type_name -> fathom.measure.v1.Summary.SitesEntry
-	65, // 62: fathom.measure.v1.Summary.weight:type_name -> fathom.measure.v1.Summary.WeightEntry
-	20, // 63: fathom.measure.v1.Measure.Start:input_type -> fathom.measure.v1.StartRequest
-	32, // 64: fathom.measure.v1.Measure.Follow:input_type -> fathom.measure.v1.FollowRequest
-	33, // 65: fathom.measure.v1.Measure.Cancel:input_type -> fathom.measure.v1.CancelRequest
-	37, // 66: fathom.measure.v1.Measure.List:input_type -> fathom.measure.v1.ListRequest
-	37, // 67: fathom.measure.v1.Measure.Results:input_type -> fathom.measure.v1.ListRequest
-	35, // 68: fathom.measure.v1.Measure.Delete:input_type -> fathom.measure.v1.DeleteRequest
-	40, // 69: fathom.measure.v1.Measure.Sites:input_type -> fathom.measure.v1.SitesRequest
-	6,  // 70: fathom.measure.v1.Fleet.Attach:input_type -> fathom.measure.v1.FromAgent
-	4,  // 71: fathom.measure.v1.Enrolment.Enroll:input_type -> fathom.measure.v1.EnrollRequest
-	43, // 72: fathom.measure.v1.Measure.Start:output_type -> fathom.measure.v1.Event
-	43, // 73: fathom.measure.v1.Measure.Follow:output_type -> fathom.measure.v1.Event
-	34, // 74: fathom.measure.v1.Measure.Cancel:output_type -> fathom.measure.v1.CancelResponse
-	38, // 75: fathom.measure.v1.Measure.List:output_type -> fathom.measure.v1.ListResponse
-	43, // 76: fathom.measure.v1.Measure.Results:output_type -> fathom.measure.v1.Event
-	36, // 77: fathom.measure.v1.Measure.Delete:output_type -> fathom.measure.v1.DeleteResponse
-	41, // 78: fathom.measure.v1.Measure.Sites:output_type -> fathom.measure.v1.SitesResponse
-	7,  // 79: fathom.measure.v1.Fleet.Attach:output_type -> fathom.measure.v1.ToAgent
-	5,  // 80: fathom.measure.v1.Enrolment.Enroll:output_type -> fathom.measure.v1.EnrollResponse
-	72, // [72:81] is the sub-list for method output_type
-	63, // [63:72] is the sub-list for method input_type
-	63, // [63:63] is the sub-list for extension type_name
-	63, // [63:63] is the sub-list for extension extendee
-	0,  // [0:63] is the sub-list for field type_name
+	23, // 17: fathom.measure.v1.Definition.pace:type_name -> fathom.measure.v1.Pace
+	24, // 18: fathom.measure.v1.Definition.schedule:type_name -> fathom.measure.v1.Schedule
+	25, // 19: fathom.measure.v1.Definition.weights:type_name -> fathom.measure.v1.Weight
+	26, // 20: fathom.measure.v1.Definition.opt_out:type_name -> fathom.measure.v1.Network
+	22, // 21: fathom.measure.v1.Definition.origins:type_name -> fathom.measure.v1.Origin
+	27, // 22: fathom.measure.v1.Definition.trace:type_name -> fathom.measure.v1.Trace
+	28, // 23: fathom.measure.v1.Definition.catchment:type_name -> fathom.measure.v1.Catchment
+	29, // 24: fathom.measure.v1.Definition.latency:type_name -> fathom.measure.v1.Latency
+	30, // 25: fathom.measure.v1.Definition.flipping:type_name -> fathom.measure.v1.Flipping
+	31, // 26: fathom.measure.v1.Definition.watch:type_name -> fathom.measure.v1.Watch
+	32, // 27: fathom.measure.v1.Definition.volta:type_name -> fathom.measure.v1.Volta
+	1,  // 28: fathom.measure.v1.Trace.method:type_name -> fathom.measure.v1.Method
+	0,  // 29: fathom.measure.v1.Flipping.protocols:type_name -> fathom.measure.v1.Protocol
+	40, // 30: fathom.measure.v1.ListResponse.measurements:type_name -> fathom.measure.v1.Measurement
+	21, // 31: fathom.measure.v1.Measurement.definition:type_name -> fathom.measure.v1.Definition
+	2,  // 32: fathom.measure.v1.Measurement.state:type_name -> fathom.measure.v1.State
+	46, // 33: fathom.measure.v1.Measurement.progress:type_name -> fathom.measure.v1.Progress
+	43, // 34: fathom.measure.v1.SitesResponse.sites:type_name -> fathom.measure.v1.Site
+	40, // 35: fathom.measure.v1.Event.measurement:type_name -> fathom.measure.v1.Measurement
+	46, // 36: fathom.measure.v1.Event.progress:type_name -> fathom.measure.v1.Progress
+	45, // 37: fathom.measure.v1.Event.found:type_name -> fathom.measure.v1.Found
+	47, // 38: fathom.measure.v1.Found.results:type_name -> fathom.measure.v1.Result
+	48, // 39: fathom.measure.v1.Result.trace:type_name -> fathom.measure.v1.TraceResult
+	52, // 40: fathom.measure.v1.Result.catch:type_name -> fathom.measure.v1.Catch
+	54, // 41: fathom.measure.v1.Result.latency:type_name -> fathom.measure.v1.LatencyResult
+	55, // 42: fathom.measure.v1.Result.flip:type_name -> fathom.measure.v1.FlipResult
+	57, // 43: fathom.measure.v1.Result.move:type_name -> fathom.measure.v1.Move
+	58, // 44: fathom.measure.v1.Result.watch:type_name -> fathom.measure.v1.WatchResult
+	59, // 45: fathom.measure.v1.Result.summary:type_name -> fathom.measure.v1.Summary
+	61, // 46: fathom.measure.v1.Result.alarm:type_name -> fathom.measure.v1.Alarm
+	62, // 47: fathom.measure.v1.Result.text:type_name -> fathom.measure.v1.TextResult
+	0,  // 48: fathom.measure.v1.TraceResult.protocol:type_name -> fathom.measure.v1.Protocol
+	1,  // 49: fathom.measure.v1.TraceResult.method:type_name -> fathom.measure.v1.Method
+	49, // 50: fathom.measure.v1.TraceResult.replies:type_name -> fathom.measure.v1.Reply
+	51, // 51: fathom.measure.v1.TraceResult.links:type_name -> fathom.measure.v1.Link
+	3,  // 52: fathom.measure.v1.Reply.status:type_name -> fathom.measure.v1.Status
+	50, // 53: fathom.measure.v1.Reply.mpls:type_name -> fathom.measure.v1.Label
+	0,  // 54: fathom.measure.v1.Catch.protocol:type_name -> fathom.measure.v1.Protocol
+	3,  // 55: fathom.measure.v1.Catch.status:type_name -> fathom.measure.v1.Status
+	53, // 56: fathom.measure.v1.LatencyResult.unicast:type_name -> fathom.measure.v1.SiteRTT
+	63, // 57: fathom.measure.v1.FlipResult.seen:type_name -> fathom.measure.v1.FlipResult.SeenEntry
+	52, // 58: fathom.measure.v1.FlipResult.catches:type_name -> fathom.measure.v1.Catch
+	56, // 59: fathom.measure.v1.FlipResult.parting:type_name -> fathom.measure.v1.Parting
+	64, // 60: fathom.measure.v1.WatchResult.sites:type_name -> fathom.measure.v1.WatchResult.SitesEntry
+	65, // 61: fathom.measure.v1.Summary.skipped:type_name -> fathom.measure.v1.Summary.SkippedEntry
+	66, // 62: fathom.measure.v1.Summary.sites:type_name -> fathom.measure.v1.Summary.SitesEntry
+	67, // 63: fathom.measure.v1.Summary.weight:type_name -> fathom.measure.v1.Summary.WeightEntry
+	60, // 64: fathom.measure.v1.Summary.origins:type_name -> fathom.measure.v1.OriginSummary
+	68, // 65: fathom.measure.v1.OriginSummary.sites:type_name -> fathom.measure.v1.OriginSummary.SitesEntry
+	69, // 66: fathom.measure.v1.OriginSummary.weight:type_name -> fathom.measure.v1.OriginSummary.WeightEntry
+	20, // 67: fathom.measure.v1.Measure.Start:input_type -> fathom.measure.v1.StartRequest
+	20, // 68: fathom.measure.v1.Measure.Feed:input_type -> fathom.measure.v1.StartRequest
+	33, // 69: fathom.measure.v1.Measure.Follow:input_type -> fathom.measure.v1.FollowRequest
+	34, // 70: fathom.measure.v1.Measure.Cancel:input_type -> fathom.measure.v1.CancelRequest
+	38, // 71: fathom.measure.v1.Measure.List:input_type -> fathom.measure.v1.ListRequest
+	38, // 72: fathom.measure.v1.Measure.Results:input_type -> fathom.measure.v1.ListRequest
+	36, // 73: fathom.measure.v1.Measure.Delete:input_type -> fathom.measure.v1.DeleteRequest
+	41, // 74: fathom.measure.v1.Measure.Sites:input_type -> fathom.measure.v1.SitesRequest
+	6,  // 75: fathom.measure.v1.Fleet.Attach:input_type -> fathom.measure.v1.FromAgent
+	4,  // 76: fathom.measure.v1.Enrolment.Enroll:input_type -> fathom.measure.v1.EnrollRequest
+	44, // 77: fathom.measure.v1.Measure.Start:output_type -> fathom.measure.v1.Event
+	44, // 78: fathom.measure.v1.Measure.Feed:output_type -> fathom.measure.v1.Event
+	44, // 79: fathom.measure.v1.Measure.Follow:output_type -> fathom.measure.v1.Event
+	35, // 80: fathom.measure.v1.Measure.Cancel:output_type -> fathom.measure.v1.CancelResponse
+	39, // 81: fathom.measure.v1.Measure.List:output_type -> fathom.measure.v1.ListResponse
+	44, // 82: fathom.measure.v1.Measure.Results:output_type -> fathom.measure.v1.Event
+	37, // 83: fathom.measure.v1.Measure.Delete:output_type -> fathom.measure.v1.DeleteResponse
+	42, // 84: fathom.measure.v1.Measure.Sites:output_type -> fathom.measure.v1.SitesResponse
+	7,  // 85: fathom.measure.v1.Fleet.Attach:output_type -> fathom.measure.v1.ToAgent
+	5,  // 86: fathom.measure.v1.Enrolment.Enroll:output_type -> fathom.measure.v1.EnrollResponse
+	77, // [77:87] is the sub-list for method output_type
+	67, // [67:77] is the sub-list for method input_type
+	67, // [67:67] is the sub-list for extension type_name
+	67, // [67:67] is the sub-list for extension extendee
+	0,  // [0:67] is the sub-list for field type_name
 }
 
 func init() { file_anycast_measurepb_measure_proto_init() }
@@ -5675,12 +5915,12 @@ func file_anycast_measurepb_measure_proto_init() {
 		(*Definition_Watch)(nil),
 		(*Definition_Volta)(nil),
 	}
-	file_anycast_measurepb_measure_proto_msgTypes[39].OneofWrappers = []any{
+	file_anycast_measurepb_measure_proto_msgTypes[40].OneofWrappers = []any{
 		(*Event_Measurement)(nil),
 		(*Event_Progress)(nil),
 		(*Event_Found)(nil),
 	}
-	file_anycast_measurepb_measure_proto_msgTypes[42].OneofWrappers = []any{
+	file_anycast_measurepb_measure_proto_msgTypes[43].OneofWrappers = []any{
 		(*Result_Trace)(nil),
 		(*Result_Catch)(nil),
 		(*Result_Latency)(nil),
@@ -5697,7 +5937,7 @@ func file_anycast_measurepb_measure_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_anycast_measurepb_measure_proto_rawDesc), len(file_anycast_measurepb_measure_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   62,
+			NumMessages:   66,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -23,6 +23,7 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	Measure_Start_FullMethodName   = "/fathom.measure.v1.Measure/Start"
+	Measure_Feed_FullMethodName    = "/fathom.measure.v1.Measure/Feed"
 	Measure_Follow_FullMethodName  = "/fathom.measure.v1.Measure/Follow"
 	Measure_Cancel_FullMethodName  = "/fathom.measure.v1.Measure/Cancel"
 	Measure_List_FullMethodName    = "/fathom.measure.v1.Measure/List"
@@ -41,6 +42,9 @@ type MeasureClient interface {
 	// definition, the following ones may have more targets; the measurement begins when the client closes its side.
 	// It goes on when the client leaves, unless the first message says otherwise.
 	Start(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[StartRequest, Event], error)
+	// Feed is Start for targets that become known while the measurement runs: it begins with the first message, probes what
+	// comes, takes no more than it can probe soon, and ends when the client closes its side. It ends early when the client leaves.
+	Feed(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[StartRequest, Event], error)
 	// Follow tells what a measurement found so far and goes on until it ends.
 	Follow(ctx context.Context, in *FollowRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Event], error)
 	Cancel(ctx context.Context, in *CancelRequest, opts ...grpc.CallOption) (*CancelResponse, error)
@@ -72,9 +76,22 @@ func (c *measureClient) Start(ctx context.Context, opts ...grpc.CallOption) (grp
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Measure_StartClient = grpc.BidiStreamingClient[StartRequest, Event]
 
+func (c *measureClient) Feed(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[StartRequest, Event], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Measure_ServiceDesc.Streams[1], Measure_Feed_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[StartRequest, Event]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Measure_FeedClient = grpc.BidiStreamingClient[StartRequest, Event]
+
 func (c *measureClient) Follow(ctx context.Context, in *FollowRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Event], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Measure_ServiceDesc.Streams[1], Measure_Follow_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Measure_ServiceDesc.Streams[2], Measure_Follow_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -113,7 +130,7 @@ func (c *measureClient) List(ctx context.Context, in *ListRequest, opts ...grpc.
 
 func (c *measureClient) Results(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Event], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Measure_ServiceDesc.Streams[2], Measure_Results_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Measure_ServiceDesc.Streams[3], Measure_Results_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -160,6 +177,9 @@ type MeasureServer interface {
 	// definition, the following ones may have more targets; the measurement begins when the client closes its side.
 	// It goes on when the client leaves, unless the first message says otherwise.
 	Start(grpc.BidiStreamingServer[StartRequest, Event]) error
+	// Feed is Start for targets that become known while the measurement runs: it begins with the first message, probes what
+	// comes, takes no more than it can probe soon, and ends when the client closes its side. It ends early when the client leaves.
+	Feed(grpc.BidiStreamingServer[StartRequest, Event]) error
 	// Follow tells what a measurement found so far and goes on until it ends.
 	Follow(*FollowRequest, grpc.ServerStreamingServer[Event]) error
 	Cancel(context.Context, *CancelRequest) (*CancelResponse, error)
@@ -180,6 +200,9 @@ type UnimplementedMeasureServer struct{}
 
 func (UnimplementedMeasureServer) Start(grpc.BidiStreamingServer[StartRequest, Event]) error {
 	return status.Error(codes.Unimplemented, "method Start not implemented")
+}
+func (UnimplementedMeasureServer) Feed(grpc.BidiStreamingServer[StartRequest, Event]) error {
+	return status.Error(codes.Unimplemented, "method Feed not implemented")
 }
 func (UnimplementedMeasureServer) Follow(*FollowRequest, grpc.ServerStreamingServer[Event]) error {
 	return status.Error(codes.Unimplemented, "method Follow not implemented")
@@ -226,6 +249,13 @@ func _Measure_Start_Handler(srv interface{}, stream grpc.ServerStream) error {
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Measure_StartServer = grpc.BidiStreamingServer[StartRequest, Event]
+
+func _Measure_Feed_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(MeasureServer).Feed(&grpc.GenericServerStream[StartRequest, Event]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Measure_FeedServer = grpc.BidiStreamingServer[StartRequest, Event]
 
 func _Measure_Follow_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(FollowRequest)
@@ -349,6 +379,12 @@ var Measure_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Start",
 			Handler:       _Measure_Start_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+		{
+			StreamName:    "Feed",
+			Handler:       _Measure_Feed_Handler,
 			ServerStreams: true,
 			ClientStreams: true,
 		},

@@ -128,7 +128,31 @@ func (b *Blocks) AllocatePorts(n int) (uint16, error) {
 	return 0, ErrNoBlock
 }
 
-// Release gives back what Allocate or AllocatePorts returned. Anything else has no effect.
+// AllocatePort gives out one port, and no other, for who cannot do with another. It returns ErrNoBlock while that is in use, or in
+// a block that is; a port outside all blocks is ErrRange.
+func (b *Blocks) AllocatePort(port uint16) error {
+	i, ok := b.Index(port)
+	if !ok {
+		return fmt.Errorf("%w: port %d is not within %d-%d", ErrRange, port, b.start, b.start+b.n*b.size)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	blk := &b.blocks[i]
+	if blk.used == 0 {
+		b.free--
+		b.shareLocked(blk)
+	}
+	offset := int(port) - b.start - i*b.size
+	if !blk.shared || blk.ports[offset] {
+		return ErrNoBlock
+	}
+	blk.ports[offset] = true
+	blk.used++
+	b.giveLocked(i, offset, 1)
+	return nil
+}
+
+// Release gives back what Allocate, AllocatePorts or AllocatePort gave out. Anything else has no effect.
 func (b *Blocks) Release(first uint16) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -174,13 +198,18 @@ func (b *Blocks) openLocked(n int) (uint16, bool) {
 	if !ok {
 		return 0, false
 	}
-	if b.blocks[i].ports == nil {
-		b.blocks[i].ports = make([]bool, b.size)
-	}
-	b.blocks[i].shared = true
-	b.shared++
+	b.shareLocked(&b.blocks[i])
 	b.cursor = i
 	return b.takeLocked(i, n, true)
+}
+
+// shareLocked makes a free block a shared one.
+func (b *Blocks) shareLocked(blk *block) {
+	if blk.ports == nil {
+		blk.ports = make([]bool, b.size)
+	}
+	blk.shared = true
+	b.shared++
 }
 
 // takeLocked takes n ports of a shared block, behind those taken last; if wrap is true, also before them.

@@ -56,6 +56,31 @@ func TestBlocksSequences(t *testing.T) {
 	}
 }
 
+func TestAllocatePort(t *testing.T) {
+	b := newBlocks(t, 1000, 1250, 100)
+	if err := b.AllocatePort(1150); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		port uint16
+		want error
+	}{{1150, volta.ErrNoBlock}, {999, volta.ErrRange}, {1200, volta.ErrRange}, {0, volta.ErrRange}} {
+		if err := b.AllocatePort(tt.port); !errors.Is(err, tt.want) {
+			t.Errorf("port %d: %v, want %v", tt.port, err, tt.want)
+		}
+	}
+	if first, err := b.Allocate(); err != nil || first != 1000 {
+		t.Errorf("block %d, %v; want the one without the port", first, err)
+	}
+	if err := b.AllocatePort(1001); !errors.Is(err, volta.ErrNoBlock) {
+		t.Errorf("in a block that is in use: %v", err)
+	}
+	b.Release(1150)
+	if first, err := b.Allocate(); err != nil || first != 1100 {
+		t.Errorf("block %d, %v; want the one whose port was released", first, err)
+	}
+}
+
 func TestBlocksNextFit(t *testing.T) {
 	b := newBlocks(t, 1000, 2000, 100)
 	for _, want := range []uint16{1000, 1100, 1200, 1300, 1400, 1500, 1600, 1700, 1800, 1900, 1000} {
@@ -310,6 +335,25 @@ func TestBlocksModel(t *testing.T) {
 				held[got] = k
 				for p := range k {
 					used[at+p] = true
+				}
+			},
+			"port": func(t *rapid.T) {
+				at := rapid.IntRange(0, n*size-1).Draw(t, "at")
+				// A block that is given out whole, and one whose ports are shared, look alike where they are full.
+				_, whole := held[uint16(start+at/size*size)]
+				whole = whole && held[uint16(start+at/size*size)] == size
+				err := b.AllocatePort(uint16(start + at))
+				switch {
+				case used[at] || whole:
+					if !errors.Is(err, volta.ErrNoBlock) {
+						t.Fatalf("port %d: %v where it is in use", start+at, err)
+					}
+				case err != nil:
+					t.Fatalf("port %d: %v, but it is free", start+at, err)
+				default:
+					portsUsed = true
+					held[uint16(start+at)] = 1
+					used[at] = true
 				}
 			},
 			"release": func(t *rapid.T) {

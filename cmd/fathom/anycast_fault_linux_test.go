@@ -423,7 +423,7 @@ func TestAnycastHostileClient(t *testing.T) {
 	for _, method := range []string{
 		anycastpb.AnycastService_UserRequest_FullMethodName, anycastpb.AnycastService_ControlStream_FullMethodName,
 		measurepb.Fleet_Attach_FullMethodName, measurepb.Enrolment_Enroll_FullMethodName,
-		measurepb.Measure_Start_FullMethodName, measurepb.Measure_Follow_FullMethodName, measurepb.Measure_Cancel_FullMethodName,
+		measurepb.Measure_Start_FullMethodName, measurepb.Measure_Feed_FullMethodName, measurepb.Measure_Follow_FullMethodName, measurepb.Measure_Cancel_FullMethodName,
 		measurepb.Measure_Delete_FullMethodName, measurepb.Measure_List_FullMethodName, measurepb.Measure_Results_FullMethodName, measurepb.Measure_Sites_FullMethodName,
 	} {
 		for range 3 {

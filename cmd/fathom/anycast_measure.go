@@ -42,6 +42,8 @@ func (k *kindValue) Set(s string) error {
 type measureOptions struct {
 	link       anycastLink
 	def        anycast.Definition
+	sources    addrsValue
+	origins    string // a file of them
 	optOut     string
 	weights    string
 	every      time.Duration
@@ -64,7 +66,7 @@ func (o *measureOptions) register(a *app, cmd *cobra.Command, protocol stateless
 	f.Uint8VarP(&d.TOS, "tos", "Q", 0, "type of service, or traffic class (a `byte`)")
 	f.StringVar(&d.Query, "query", "", "`name` below which dns probes ask; a wildcard there makes resolvers answer well")
 	f.StringVar(&d.Note, "note", "", "`text` for those who look at the packets, such as a page that explains them")
-	f.Var((*addrValue)(&d.Source), "source", "anycast address to send from (default: each site's first)")
+	f.Var(&o.sources, "source", "anycast `address` to send from (default: each site's first)")
 	durationVarP(f, &d.Timeout, "timeout", "w", anycast.DefaultTimeout, "wait so long for an answer")
 	f.StringVar(&d.Name, "name", "", "a `label` by which to find the measurement again")
 	d.AllowPrivate = !many // a host that was named is meant
@@ -81,6 +83,14 @@ func (o *measureOptions) register(a *app, cmd *cobra.Command, protocol stateless
 	f.BoolVar(&o.background, "background", false, "print the measurement's id, and leave it to the controller")
 	f.BoolVar(&o.json, "json", false, "print one JSON object a line, as they come")
 	o.link.register(a, cmd)
+}
+
+// registerOrigins adds what programs have that compare several things to send from.
+func (o *measureOptions) registerOrigins(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.Lookup("source").Usage = "anycast `address` to send from; several, or with commas: each of them, side by side (default: each site's first)"
+	f.StringVar(&o.origins, "configuration", "", "send from each of the origins in this TOML `file`: addresses, ports, and the sites that use them")
+	cmd.MarkFlagsMutuallyExclusive("source", "configuration")
 }
 
 // finish completes the definition from the options that are not fields of it.
@@ -100,6 +110,18 @@ func (o *measureOptions) finish(program anycast.ProgramKind) error {
 	}
 	if d.Pace.PerNetwork == 0 {
 		d.Pace.PerNetwork = -1
+	}
+	switch {
+	case o.origins != "":
+		origins, err := readOrigins(o.origins)
+		if err != nil {
+			return err
+		}
+		d.Origins = origins
+	case len(o.sources) == 1:
+		d.Source = o.sources[0]
+	case len(o.sources) > 1:
+		d.Origins = originsOf(o.sources)
 	}
 	if o.optOut != "" {
 		networks, err := readFile(o.optOut, nil, hitlist.ReadPrefixes)
@@ -175,10 +197,12 @@ func (o *measureOptions) targets(a *app, args []string) (client.Targets, error) 
 		t.Text = append(t.Text, list.Text...)
 	}
 	if len(t.Text)+len(t.Addrs) == 0 {
-		return t, errors.New("there are no targets in the hit list")
+		return t, errNoTargets
 	}
 	return t, nil
 }
+
+var errNoTargets = errors.New("there are no targets in the hit list")
 
 func isPrefix(s string) bool {
 	_, err := netip.ParsePrefix(s)
@@ -209,9 +233,9 @@ func (a *app) measure(ctx context.Context, o *measureOptions, targets client.Tar
 	if err != nil {
 		return o.link.explain(err)
 	}
-	id := s.Measurement().ID
 	if o.background || o.def.Schedule != nil {
 		s.Close()
+		id := s.Measurement().ID
 		if o.json {
 			m := s.Measurement()
 			return a.printJSON(&m)
@@ -220,11 +244,16 @@ func (a *app) measure(ctx context.Context, o *measureOptions, targets client.Tar
 		_, err := fmt.Fprintln(a.stdout, id)
 		return err
 	}
-	f := &follower{app: a, link: &o.link, client: c, view: view, id: id}
+	f := &follower{app: a, link: &o.link, client: c, view: view, id: s.Measurement().ID}
+	defer func() { c = f.client }() // it may have been made anew
+	return f.runTo(ctx, streamCtx, stop, s)
+}
+
+// runTo is run until the user interrupts it.
+func (f *follower) runTo(ctx, streamCtx context.Context, stop context.CancelFunc, s *client.Stream) error {
 	release := context.AfterFunc(ctx, func() { f.interrupt(stop) })
 	defer release()
-	err = f.run(streamCtx, s)
-	c = f.client // it may have been made anew
+	err := f.run(streamCtx, s)
 	if err == nil && ctx.Err() != nil {
 		err = ctx.Err()
 	}
@@ -354,6 +383,10 @@ func (a *app) measureAndShow(ctx context.Context, o *measureOptions, program any
 		return err
 	}
 	targets := client.Targets{Text: args}
+	feeds := program == anycast.KindCatchment || program == anycast.KindLatency || program == anycast.KindFlipping
+	if feeds && len(args) == 1 && args[0] == "-" && !o.background && o.def.Schedule == nil {
+		return a.measureFeed(ctx, o, view)
+	}
 	if program != anycast.KindTrace {
 		var err error
 		if targets, err = o.targets(a, args); err != nil {
@@ -382,6 +415,10 @@ func needTargets(_ *cobra.Command, args []string) error {
 const hitListHelp = `A HITLIST is a file, or - for standard input: one address, name or prefix a line;
 # begins a comment. Of a prefix, each /24 or /48 gets one probe, at its first host.
 Targets may also be given directly.`
+
+const feedHelp = `
+Standard input may stay open: what comes is probed as it comes, and the measurement
+ends with it.`
 
 func newAnycastTraceCommand(a *app) *cobra.Command {
 	var o measureOptions
@@ -460,11 +497,13 @@ func newAnycastCatchmentCommand(a *app) *cobra.Command {
 site the answers come home: the catchment of each site, in targets and in
 networks (/24 and /48), and with --weights in queries.
 
-` + hitListHelp + `
+` + hitListHelp + feedHelp + `
 
-A measurement survives a restart of the controller.`,
+A measurement survives a restart of the controller, unless it is fed that way.`,
 		Example: `  fathom anycast catchment hitlist.txt
   fathom anycast catchment --site fra1 --rate 10000 --name weekly hitlist.txt
+  fathom anycast catchment --source 192.0.2.1,192.0.2.129 hitlist.txt
+  tail -f seen.txt | fathom anycast catchment --json -
   fathom anycast catchment --every 1h --alarm 5 hitlist.txt`,
 		Args: needTargets,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -478,6 +517,7 @@ A measurement survives a restart of the controller.`,
 	f.Float64Var(&o.alarm, "alarm", 0, "with --every: alarm when so many `percent` of the networks have moved since the run before")
 	f.BoolVar(&o.def.Responsive, "responsive", false, "spare targets that do not answer the first site the probes of the others")
 	f.BoolVar(&networks, "networks", false, "show the table of networks, too")
+	o.registerOrigins(cmd)
 	return cmd
 }
 
@@ -490,7 +530,7 @@ func newAnycastLatencyCommand(a *app) *cobra.Command {
 and from every site by its own address: which site would be best, and how much
 longer the way to the anycast address is than that.
 
-` + hitListHelp,
+` + hitListHelp + feedHelp,
 		Example: `  fathom anycast latency hitlist.txt`,
 		Args:    needTargets,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -499,6 +539,7 @@ longer the way to the anycast address is than that.
 	}
 	o.register(a, cmd, stateless.ICMP, true)
 	cmd.Flags().IntVar(&o.def.Attempts, "attempts", anycast.DefaultAttempts, "probe a target that does not answer so many `times`")
+	o.registerOrigins(cmd)
 	return cmd
 }
 
@@ -513,7 +554,7 @@ func newAnycastFlippingCommand(a *app) *cobra.Command {
 answers come home at different sites are shown with what the site changed
 with, and with the hop where two flows part.
 
-` + hitListHelp,
+` + hitListHelp + feedHelp,
 		Example: `  fathom anycast flipping --flows 16 hitlist.txt
   fathom anycast flipping --protocols icmp,tcp hitlist.txt`,
 		Args: needTargets,
@@ -536,6 +577,7 @@ with, and with the hop where two flows part.
 	durationVarP(f, &fopt.Interval, "interval", "", anycast.DefaultRoundInterval, "time between the rounds")
 	f.BoolVar(&fopt.NoPaths, "no-paths", false, "do not trace to where the paths part")
 	o.register(a, cmd, stateless.ICMP, true)
+	o.registerOrigins(cmd)
 	return cmd
 }
 

@@ -66,7 +66,11 @@ type textView struct {
 
 func (v *textView) began(m *anycast.Measurement) {
 	if v.app.stderrTerminal {
-		fmt.Fprintf(v.app.stderr, "%s %s, from %s\n", m.Definition.Program, m.ID, siteList(m.Definition.Sites))
+		from := siteList(m.Definition.Sites)
+		if n := len(m.Definition.Origins); n > 0 {
+			from += ", " + count(n, "origin")
+		}
+		fmt.Fprintf(v.app.stderr, "%s %s, from %s\n", m.Definition.Program, m.ID, from)
 	}
 }
 
@@ -87,12 +91,11 @@ func (v *textView) progress(p anycast.Progress) {
 	if p.Left > 0 {
 		left = fmt.Sprintf("; %v left", p.Left.Round(time.Second))
 	}
-	share := 0.0
+	done := count(p.Done, "target") // of a feed, nobody knows of how many
 	if p.Total > 0 {
-		share = float64(p.Done) / float64(p.Total)
+		done = fmt.Sprintf("%d of %s (%s)", p.Done, count(p.Total, "target"), percent(float64(p.Done)/float64(p.Total)))
 	}
-	fmt.Fprintf(v.app.stderr, "%s%d of %s (%s); %s sent, %d answered%s",
-		eraseLine, p.Done, count(p.Total, "target"), percent(share), count(p.Sent, "probe"), p.Answered, left)
+	fmt.Fprintf(v.app.stderr, "%s%s; %s sent, %d answered%s", eraseLine, done, count(p.Sent, "probe"), p.Answered, left)
 }
 
 func (v *textView) erase() {
@@ -177,9 +180,14 @@ func siteOr(name string) string {
 type catchmentView struct {
 	textView
 	networks bool
-	table    anycast.Table
-	rtts     map[string]*siteTimes
-	texts    map[string]map[string]int // what CHAOS queries brought, by site
+	tables   anycast.Tables
+	origins  map[string]*originView
+}
+
+// originView is what the map of one origin shows beside the networks.
+type originView struct {
+	rtts  map[string]*siteTimes
+	texts map[string]map[string]int // what CHAOS queries brought, by site
 }
 
 // siteTimes are the round-trip times to one site that are worth a median.
@@ -192,7 +200,17 @@ type siteTimes struct {
 const mostTimes = 1 << 16
 
 func newCatchmentView(a *app, networks bool) *catchmentView {
-	return &catchmentView{textView: textView{app: a}, networks: networks, rtts: map[string]*siteTimes{}, texts: map[string]map[string]int{}}
+	return &catchmentView{textView: textView{app: a}, networks: networks, origins: map[string]*originView{}}
+}
+
+// origin gives what is known of an origin.
+func (v *catchmentView) origin(name string) *originView {
+	o := v.origins[name]
+	if o == nil {
+		o = &originView{rtts: map[string]*siteTimes{}, texts: map[string]map[string]int{}}
+		v.origins[name] = o
+	}
+	return o
 }
 
 func (v *catchmentView) results(_ *anycast.Measurement, found []anycast.Result) error {
@@ -202,35 +220,99 @@ func (v *catchmentView) results(_ *anycast.Measurement, found []anycast.Result) 
 			v.take(r)
 			continue
 		}
-		v.table.Add(c)
-		if c.Receiver == "" || c.Status != probe.Replied {
-			continue
-		}
-		t := v.rtts[c.Receiver]
-		if t == nil {
-			t = &siteTimes{}
-			v.rtts[c.Receiver] = t
-		}
-		t.answers++
-		if c.RTT > 0 && c.Sender == c.Receiver && len(t.times) < mostTimes {
-			t.times = append(t.times, c.RTT)
-		}
-		if c.Text != "" {
-			if v.texts[c.Receiver] == nil {
-				v.texts[c.Receiver] = map[string]int{}
-			}
-			v.texts[c.Receiver][c.Text]++
+		v.tables.Add(c)
+		if c.Receiver != "" && c.Status == probe.Replied {
+			v.origin(c.Origin).add(c)
 		}
 	}
 	return nil
 }
 
+// add takes an answer.
+func (o *originView) add(c *anycast.Catch) {
+	t := o.rtts[c.Receiver]
+	if t == nil {
+		t = &siteTimes{}
+		o.rtts[c.Receiver] = t
+	}
+	t.answers++
+	if c.RTT > 0 && c.Sender == c.Receiver && len(t.times) < mostTimes {
+		t.times = append(t.times, c.RTT)
+	}
+	if c.Text != "" {
+		if o.texts[c.Receiver] == nil {
+			o.texts[c.Receiver] = map[string]int{}
+		}
+		o.texts[c.Receiver][c.Text]++
+	}
+}
+
 func (v *catchmentView) ended(m *anycast.Measurement) error {
 	v.erase()
-	total := v.table.Total(m.Definition.Weights)
-	if v.summary == nil && len(total.Networks) == 0 {
+	d := &m.Definition
+	known := v.summary != nil
+	for _, o := range d.OriginList() {
+		known = known || len(v.origins[o.Name].sites()) > 0
+	}
+	if !known {
 		return nil // it failed before it found anything
 	}
+	for i, o := range d.OriginList() {
+		if o.Name != "" {
+			if i > 0 {
+				fmt.Fprintln(v.app.stdout)
+			}
+			fmt.Fprintf(v.app.stdout, "from %s:\n", originText(&o))
+		}
+		if err := v.printMap(o.Name, d.Weights); err != nil {
+			return err
+		}
+	}
+	if len(d.Origins) > 0 {
+		v.printDifferences(d)
+	}
+	if v.networks {
+		if err := v.printNetworks(d); err != nil {
+			return err
+		}
+	}
+	v.closing()
+	return nil
+}
+
+// sites are those that heard something.
+func (o *originView) sites() []string {
+	if o == nil {
+		return nil
+	}
+	return slices.Sorted(maps.Keys(o.rtts))
+}
+
+// originText says what an origin is.
+func originText(o *anycast.Origin) string {
+	var parts []string
+	if source := o.Source.String(); o.Source.IsValid() && source != o.Name {
+		parts = append(parts, source)
+	}
+	if o.SourcePort != 0 {
+		parts = append(parts, fmt.Sprintf("source port %d", o.SourcePort))
+	}
+	if o.Port != 0 {
+		parts = append(parts, fmt.Sprintf("destination port %d", o.Port))
+	}
+	if len(o.Sites) > 0 {
+		parts = append(parts, "at "+strings.Join(o.Sites, " "))
+	}
+	if len(parts) == 0 {
+		return o.Name
+	}
+	return fmt.Sprintf("%s (%s)", o.Name, strings.Join(parts, ", "))
+}
+
+// printMap prints the map of an origin.
+func (v *catchmentView) printMap(origin string, weights []anycast.Weight) error {
+	o := v.origin(origin)
+	total := v.tables.Table(origin).Total(weights)
 	w := tabwriter.NewWriter(v.app.stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 	head := "NETWORKS\tSHARE\tANSWERS\tMEDIAN RTT ms\t"
 	if total.Weight != nil {
@@ -251,7 +333,7 @@ func (v *catchmentView) ended(m *anycast.Measurement) error {
 	fmt.Fprintf(w, "%s\t%s\n", pad("SITE", width), head)
 	for _, site := range siteNames(total.Networks) {
 		median, answers := "-", 0
-		if t := v.rtts[site]; t != nil {
+		if t := o.rtts[site]; t != nil {
 			answers = t.answers
 			if len(t.times) > 0 {
 				slices.Sort(t.times)
@@ -275,21 +357,38 @@ func (v *catchmentView) ended(m *anycast.Measurement) error {
 	if total.Split > 0 {
 		fmt.Fprintf(v.app.stdout, "%s split between sites\n", isOrAre(count(total.Split, "network"), total.Split))
 	}
-	for _, site := range slices.Sorted(maps.Keys(v.texts)) {
-		names := siteNames(v.texts[site])
+	for _, site := range slices.Sorted(maps.Keys(o.texts)) {
+		names := siteNames(o.texts[site])
 		shown := names[:min(len(names), 5)]
 		for i, n := range shown {
-			shown[i] = fmt.Sprintf("%q %d", n, v.texts[site][n])
+			shown[i] = fmt.Sprintf("%q %d", n, o.texts[site][n])
 		}
 		fmt.Fprintf(v.app.stdout, "answers heard at %s name: %s\n", site, strings.Join(shown, ", "))
 	}
-	if v.networks {
-		if err := v.printNetworks(); err != nil {
-			return err
+	return nil
+}
+
+// printDifferences tells, of each two origins that reach the same networks, how many of these they have at different sites.
+func (v *catchmentView) printDifferences(d *anycast.Definition) {
+	fmt.Fprintln(v.app.stdout)
+	for i := range d.Origins {
+		for k := range i {
+			a, b := d.Origins[k].Name, d.Origins[i].Name
+			c := anycast.Compare(v.tables.Table(a), v.tables.Table(b), d.Weights)
+			if c.Same+c.Moved == 0 {
+				continue
+			}
+			line := fmt.Sprintf("%s and %s: %d of %s at different sites (%s", a, b, c.Moved, count(c.Same+c.Moved, "network"),
+				percent(float64(c.Moved)/float64(c.Same+c.Moved)))
+			if queries := c.SameQueries + c.MovedQueries; queries > 0 {
+				line += fmt.Sprintf(", %s of the queries", percent(c.MovedQueries/queries))
+			}
+			fmt.Fprintln(v.app.stdout, line+")")
 		}
 	}
-	v.closing()
-	return nil
+	if v.summary != nil {
+		fmt.Fprintf(v.app.stdout, "%s caught by different sites under different origins\n", isOrAre(count(v.summary.Differ, "target"), v.summary.Differ))
+	}
 }
 
 func isOrAre(what string, n int) string {
@@ -299,15 +398,49 @@ func isOrAre(what string, n int) string {
 	return what + " are"
 }
 
-func (v *catchmentView) printNetworks() error {
+func (v *catchmentView) printNetworks(d *anycast.Definition) error {
+	if len(d.Origins) > 0 {
+		return v.printNetworksByOrigin(d)
+	}
 	w := tabwriter.NewWriter(v.app.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "\nNETWORK\tSITE\tSHARE\tANSWERS\tSILENT")
-	for r := range v.table.Rows() {
+	for r := range v.tables.Table("").Rows() {
 		share := "-"
 		if r.Answers > 0 {
 			share = percent(r.Share)
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\n", r.Network, siteOr(r.Site), share, r.Answers, r.Silent)
+	}
+	fmt.Fprintln(w)
+	return w.Flush()
+}
+
+// printNetworksByOrigin prints the networks with the site that each origin reaches them from side by side; a share that is not all stands behind it.
+func (v *catchmentView) printNetworksByOrigin(d *anycast.Definition) error {
+	w := tabwriter.NewWriter(v.app.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprint(w, "\nNETWORK")
+	networks := map[netip.Prefix]bool{}
+	for i := range d.Origins {
+		fmt.Fprintf(w, "\t%s", d.Origins[i].Name)
+		for r := range v.tables.Table(d.Origins[i].Name).Rows() {
+			networks[r.Network] = true
+		}
+	}
+	fmt.Fprintln(w)
+	for _, n := range slices.SortedFunc(maps.Keys(networks), func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) }) {
+		fmt.Fprint(w, n)
+		for i := range d.Origins {
+			r, probed := v.tables.Table(d.Origins[i].Name).Lookup(n.Addr())
+			site := siteOr(r.Site)
+			switch {
+			case !probed:
+				site = "-"
+			case r.Answers > 0 && r.Share < 1:
+				site += " " + percent(r.Share)
+			}
+			fmt.Fprintf(w, "\t%s", site)
+		}
+		fmt.Fprintln(w)
 	}
 	fmt.Fprintln(w)
 	return w.Flush()
@@ -336,7 +469,7 @@ func (v *latencyView) results(_ *anycast.Measurement, found []anycast.Result) er
 // mostRows bounds the rows of a table for eyes; --json and export have them all.
 const mostRows = 50
 
-func (v *latencyView) ended(*anycast.Measurement) error {
+func (v *latencyView) ended(m *anycast.Measurement) error {
 	v.erase()
 	if v.summary == nil && len(v.rows) == 0 {
 		return nil
@@ -345,10 +478,11 @@ func (v *latencyView) ended(*anycast.Measurement) error {
 		if (a.Catcher == "") != (b.Catcher == "") { // silent ones last
 			return cmp.Compare(b.Catcher, a.Catcher)
 		}
-		return cmp.Or(cmp.Compare(b.Inflation, a.Inflation), a.Target.Compare(b.Target))
+		return cmp.Or(cmp.Compare(b.Inflation, a.Inflation), a.Target.Compare(b.Target), cmp.Compare(a.Origin, b.Origin))
 	})
 	w := tabwriter.NewWriter(v.app.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "TARGET\tCATCHER\tRTT ms\tBEST\tINFLATION ms\tUNICAST ms")
+	several := len(m.Definition.Origins) > 0
+	fmt.Fprintln(w, "TARGET\t"+ifSeveral(several, "ORIGIN")+"CATCHER\tRTT ms\tBEST\tINFLATION ms\tUNICAST ms")
 	for _, l := range v.rows[:min(len(v.rows), mostRows)] {
 		rtt, inflation := "-", "-"
 		if l.RTT > 0 {
@@ -364,7 +498,7 @@ func (v *latencyView) ended(*anycast.Measurement) error {
 		if len(unicast) == 0 {
 			unicast = []string{"-"}
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", l.Target, siteOr(l.Catcher), rtt, siteOr(l.Best), inflation, strings.Join(unicast, ", "))
+		fmt.Fprintf(w, "%s\t%s%s\t%s\t%s\t%s\t%s\n", l.Target, ifSeveral(several, l.Origin), siteOr(l.Catcher), rtt, siteOr(l.Best), inflation, strings.Join(unicast, ", "))
 	}
 	if err := w.Flush(); err != nil {
 		return err
@@ -374,6 +508,14 @@ func (v *latencyView) ended(*anycast.Measurement) error {
 	}
 	v.closing()
 	return nil
+}
+
+// ifSeveral is a cell of a column that is only there with several origins.
+func ifSeveral(several bool, cell string) string {
+	if !several {
+		return ""
+	}
+	return cell + "\t"
 }
 
 // ---- flipping ----
@@ -404,7 +546,8 @@ func (v *flippingView) ended(m *anycast.Measurement) error {
 	o := m.Definition.Flipping
 	noPaths := o != nil && o.NoPaths
 	w := tabwriter.NewWriter(v.app.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "TARGET\tSITES\tCHANGES WITH\tSPREAD ms\tPATHS PART")
+	several := len(m.Definition.Origins) > 0
+	fmt.Fprintln(w, "TARGET\t"+ifSeveral(several, "ORIGIN")+"SITES\tCHANGES WITH\tSPREAD ms\tPATHS PART")
 	for _, f := range v.flips[:min(len(v.flips), mostRows)] {
 		var sites, with []string
 		for _, s := range siteNames(f.Seen) {
@@ -427,7 +570,7 @@ func (v *flippingView) ended(m *anycast.Measurement) error {
 		} else if f.ByFlow && !noPaths {
 			part = "not on the way there, so on the way back"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", f.Target, strings.Join(sites, ", "), strings.Join(with, ", "), spread, part)
+		fmt.Fprintf(w, "%s\t%s%s\t%s\t%s\t%s\n", f.Target, ifSeveral(several, f.Origin), strings.Join(sites, ", "), strings.Join(with, ", "), spread, part)
 	}
 	if err := w.Flush(); err != nil {
 		return err

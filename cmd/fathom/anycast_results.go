@@ -327,8 +327,12 @@ func (v *scheduleView) results(_ *anycast.Measurement, found []anycast.Result) e
 	for _, r := range found {
 		if alarm, ok := r.(*anycast.Alarm); ok {
 			v.alarms++
-			fmt.Fprintf(v.app.stdout, "%s  %s moved (limit %s), from %s to %s\n", alarm.Time.Local().Format(time.DateTime),
-				percent(alarm.Share), percent(alarm.Limit), alarm.Before, alarm.After)
+			origin := ""
+			if alarm.Origin != "" {
+				origin = "origin " + alarm.Origin + ": "
+			}
+			fmt.Fprintf(v.app.stdout, "%s  %s%s moved (limit %s), from %s to %s\n", alarm.Time.Local().Format(time.DateTime),
+				origin, percent(alarm.Share), percent(alarm.Limit), alarm.Before, alarm.After)
 		} else {
 			v.take(r)
 		}
@@ -367,16 +371,22 @@ func (v *plainView) ended(*anycast.Measurement) error {
 func newAnycastCompareCommand(a *app) *cobra.Command {
 	var link anycastLink
 	var asJSON bool
+	var origins []string
 	cmd := &cobra.Command{
 		Use:   "compare BEFORE AFTER | NAME",
 		Short: "Compare two catchments: who moved, from where to where",
 		Long: `Compare two catchment measurements by network: which of them moved, from which
 site to which. BEFORE and AFTER are ids; a NAME alone compares the last two
-measurements with that name.
+measurements with that name. Measurements with several origins are compared
+origin by origin.
+
+With --origins, compare what two origins of one measurement (an id, or the last
+with a name) reach: who would move from the one to the other.
 
 The exit code is 0 whether or not something moved.`,
 		Example: `  fathom anycast compare 20260102T030405-7 20260103T030405-2
-  fathom anycast compare weekly`,
+  fathom anycast compare weekly
+  fathom anycast compare --origins 192.0.2.1,192.0.2.129 weekly`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 && len(args) != 2 {
 				return usagef("name two measurements by their ids, or one name")
@@ -384,27 +394,34 @@ The exit code is 0 whether or not something moved.`,
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(origins) > 0 && (len(origins) != 2 || len(args) != 1) {
+				return usagef("--origins: name two origins, and one measurement that has them")
+			}
 			return a.withController(cmd.Context(), &link, func(ctx context.Context, c *client.Client) error {
-				return a.compare(ctx, c, args, asJSON)
+				return a.compare(ctx, c, args, origins, asJSON)
 			})
 		},
 	}
+	cmd.Flags().StringSliceVar(&origins, "origins", nil, "compare these two `origins` of one measurement")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON document")
 	link.register(a, cmd)
 	return cmd
 }
 
-// comparisonRecord is the document of compare --json.
+// comparisonRecord is the document of compare --json. Of measurements with several origins there is a list of such.
 type comparisonRecord struct {
-	Before   string          `json:"before"`
-	After    string          `json:"after"`
-	Same     int             `json:"same"`
-	Moved    int             `json:"moved"`
-	Appeared int             `json:"appeared"`
-	Vanished int             `json:"vanished"`
-	Share    float64         `json:"share"` // of what answers in both, in networks or, with weights, in queries
-	Matrix   []matrixRecord  `json:"matrix"`
-	Shifts   []anycast.Shift `json:"shifts"`
+	Before string `json:"before"`
+	After  string `json:"after"`
+	// BeforeOrigin and AfterOrigin are what it is about, of several.
+	BeforeOrigin string          `json:"before_origin,omitempty"`
+	AfterOrigin  string          `json:"after_origin,omitempty"`
+	Same         int             `json:"same"`
+	Moved        int             `json:"moved"`
+	Appeared     int             `json:"appeared"`
+	Vanished     int             `json:"vanished"`
+	Share        float64         `json:"share"` // of what answers in both, in networks or, with weights, in queries
+	Matrix       []matrixRecord  `json:"matrix"`
+	Shifts       []anycast.Shift `json:"shifts"`
 }
 
 type matrixRecord struct {
@@ -413,48 +430,133 @@ type matrixRecord struct {
 	Networks int    `json:"networks"`
 }
 
-func (a *app) compare(ctx context.Context, c *client.Client, args []string, asJSON bool) error {
+// catchmentMap is a catchment measurement with its tables.
+type catchmentMap struct {
+	anycast.Measurement
+	tables anycast.Tables
+}
+
+// lastCatchments gives the newest catchments with a name that are done: so many, or all there are if these are fewer.
+func lastCatchments(ctx context.Context, c *client.Client, name string, n int) ([]anycast.Measurement, error) {
+	list, err := c.List(ctx, anycast.Query{Program: anycast.KindCatchment, Name: name})
+	// A schedule itself finds nothing; its runs do.
+	list = slices.DeleteFunc(list, func(m anycast.Measurement) bool {
+		return m.State != anycast.Done || m.Definition.Schedule != nil && m.Parent == ""
+	})
+	return list[:min(len(list), n)], err
+}
+
+// readCatchment reads a catchment.
+func readCatchment(ctx context.Context, c *client.Client, id string) (*catchmentMap, error) {
+	list, err := c.List(ctx, anycast.Query{Measurement: id})
+	if err != nil {
+		return nil, err
+	}
+	if len(list) != 1 {
+		return nil, fmt.Errorf("measurement %q: %w", id, anycast.ErrNoMeasurement)
+	}
+	if p := list[0].Definition.Program; p != anycast.KindCatchment {
+		return nil, fmt.Errorf("measurement %s is a %s: only catchments can be compared", id, p)
+	}
+	m := &catchmentMap{Measurement: list[0]}
+	for r, err := range c.Results(ctx, anycast.Query{Measurement: id}) {
+		if err != nil {
+			return nil, err
+		}
+		if catch, ok := r.Result.(*anycast.Catch); ok {
+			m.tables.Add(catch)
+		}
+	}
+	return m, nil
+}
+
+func (a *app) compare(ctx context.Context, c *client.Client, args, origins []string, asJSON bool) error {
 	if len(args) == 1 {
-		list, err := c.List(ctx, anycast.Query{Program: anycast.KindCatchment, Name: args[0]})
-		if err != nil {
+		want := 2
+		if len(origins) > 0 {
+			want = 1
+		}
+		last, err := lastCatchments(ctx, c, args[0], want)
+		switch {
+		case err != nil:
 			return err
-		}
-		// A schedule itself finds nothing; its runs do.
-		list = slices.DeleteFunc(list, func(m anycast.Measurement) bool {
-			return m.State != anycast.Done || m.Definition.Schedule != nil && m.Parent == ""
-		})
-		if len(list) < 2 {
-			return fmt.Errorf("want two finished catchments with the name %q, there is %d", args[0], len(list))
-		}
-		args = []string{list[1].ID, list[0].ID}
-	}
-	var tables [2]*anycast.Table
-	var weights []anycast.Weight
-	for i, id := range args {
-		list, err := c.List(ctx, anycast.Query{Measurement: id})
-		if err != nil {
-			return err
-		}
-		if len(list) != 1 {
-			return fmt.Errorf("measurement %q: %w", id, anycast.ErrNoMeasurement)
-		}
-		if p := list[0].Definition.Program; p != anycast.KindCatchment {
-			return fmt.Errorf("measurement %s is a %s: only catchments can be compared", id, p)
-		}
-		weights = list[0].Definition.Weights // those of the later one
-		tables[i] = &anycast.Table{}
-		for r, err := range c.Results(ctx, anycast.Query{Measurement: id}) {
-			if err != nil {
-				return err
+		case len(last) == want:
+			args = nil
+			for _, m := range slices.Backward(last) {
+				args = append(args, m.ID)
 			}
-			if catch, ok := r.Result.(*anycast.Catch); ok {
-				tables[i].Add(catch)
-			}
+		case want == 2:
+			return fmt.Errorf("want two finished catchments with the name %q, there is %d", args[0], len(last))
 		}
 	}
-	cmp := anycast.Compare(tables[0], tables[1], weights)
+	before, err := readCatchment(ctx, c, args[0])
+	if err != nil {
+		return err
+	}
+	after := before
+	if len(args) == 2 {
+		if after, err = readCatchment(ctx, c, args[1]); err != nil {
+			return err
+		}
+	}
+	var pairs [][2]string
+	if len(origins) > 0 {
+		for _, o := range origins {
+			if _, ok := before.Definition.Origin(o); !ok {
+				return fmt.Errorf("measurement %s has no origin %q, only %s", before.ID, o, originNames(&before.Definition))
+			}
+		}
+		pairs = append(pairs, [2]string(origins))
+	} else {
+		for _, o := range before.Definition.OriginList() {
+			if _, ok := after.Definition.Origin(o.Name); ok {
+				pairs = append(pairs, [2]string{o.Name, o.Name})
+			}
+		}
+		if len(pairs) == 0 {
+			return fmt.Errorf("the measurements have no origin in common: %s has %s, %s has %s",
+				before.ID, originNames(&before.Definition), after.ID, originNames(&after.Definition))
+		}
+	}
+	records := make([]comparisonRecord, len(pairs))
+	for i, p := range pairs {
+		records[i] = compareMaps(before, after, p)
+	}
+	switch {
+	case asJSON && len(before.Definition.Origins) > 0 && len(origins) == 0:
+		return a.printJSON(records)
+	case asJSON:
+		return a.printJSON(records[0])
+	}
+	for i := range records {
+		if i > 0 {
+			fmt.Fprintln(a.stdout)
+		}
+		if err := a.printComparison(&records[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// originNames lists the origins of a definition.
+func originNames(d *anycast.Definition) string {
+	if len(d.Origins) == 0 {
+		return "one without a name"
+	}
+	names := make([]string, len(d.Origins))
+	for i := range d.Origins {
+		names[i] = d.Origins[i].Name
+	}
+	return strings.Join(names, ", ")
+}
+
+// compareMaps compares an origin of one catchment with an origin of another, by the weights of the later one.
+func compareMaps(before, after *catchmentMap, origins [2]string) comparisonRecord {
+	cmp := anycast.Compare(before.tables.Table(origins[0]), after.tables.Table(origins[1]), after.Definition.Weights)
 	record := comparisonRecord{
-		Before: args[0], After: args[1], Same: cmp.Same, Moved: cmp.Moved, Appeared: cmp.Appeared, Vanished: cmp.Vanished,
+		Before: before.ID, After: after.ID, BeforeOrigin: origins[0], AfterOrigin: origins[1],
+		Same: cmp.Same, Moved: cmp.Moved, Appeared: cmp.Appeared, Vanished: cmp.Vanished,
 		Share: cmp.Share(), Shifts: append([]anycast.Shift{}, cmp.Shifts...), Matrix: []matrixRecord{},
 	}
 	for pair, n := range cmp.Matrix {
@@ -463,15 +565,19 @@ func (a *app) compare(ctx context.Context, c *client.Client, args []string, asJS
 	slices.SortFunc(record.Matrix, func(x, y matrixRecord) int {
 		return strings.Compare(x.From+"\x00"+x.To, y.From+"\x00"+y.To)
 	})
-	if asJSON {
-		return a.printJSON(record)
-	}
-	return a.printComparison(&record)
+	return record
 }
 
 func (a *app) printComparison(r *comparisonRecord) error {
-	fmt.Fprintf(a.stdout, "from %s to %s: %s moved (%s), %d same, %d appeared, %d vanished\n",
-		r.Before, r.After, count(r.Moved, "network"), percent(r.Share), r.Same, r.Appeared, r.Vanished)
+	what := fmt.Sprintf("from %s to %s", r.Before, r.After)
+	switch {
+	case r.BeforeOrigin != r.AfterOrigin:
+		what = fmt.Sprintf("from %s to %s", r.BeforeOrigin, r.AfterOrigin)
+	case r.BeforeOrigin != "":
+		what = fmt.Sprintf("origin %s, %s", r.BeforeOrigin, what)
+	}
+	fmt.Fprintf(a.stdout, "%s: %s moved (%s), %d same, %d appeared, %d vanished\n",
+		what, count(r.Moved, "network"), percent(r.Share), r.Same, r.Appeared, r.Vanished)
 	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "\nFROM\tTO\tNETWORKS")
 	for _, m := range r.Matrix {

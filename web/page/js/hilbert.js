@@ -32,6 +32,7 @@ const special = (first) => first === 0 || first === 10 || first === 127 || first
 /** HilbertMap is a canvas with what belongs to it. */
 export class HilbertMap {
   #id;
+  #origin;
   #trail = [{ base: 0, bits: 0 }];
   #data = null;
   #blocks = []; // 16 x 16 squares, each {index, x, y, networks, sites: {name: networks}}
@@ -42,8 +43,10 @@ export class HilbertMap {
   #about = h('div', { class: 'about', role: 'status' });
   #legend = h('div', { class: 'legend' });
 
-  constructor(id) {
+  /** origin gives the origin that is looked at. */
+  constructor(id, origin = () => '') {
     this.#id = id;
+    this.#origin = origin;
     this.element = h('div', { class: 'mapgrid' }, this.#canvas, h('div', { class: 'stack' },
       this.#crumbs, this.#about, h('div', null, h('h3', null, 'Show only'), this.#legend),
       h('p', { class: 'small dim' }, 'Each square is a range of addresses, in order along a Hilbert curve; its colour is the site that catches most of the networks in it. Click a square to see it larger. With the keyboard: arrows, Enter, Escape.')));
@@ -63,8 +66,9 @@ export class HilbertMap {
   /** refresh asks for the part that is shown. */
   async refresh() {
     const { base, bits } = this.#view;
-    const data = await get(path(this.#id, '/map'), { prefix: `${dotted(base)}/${bits}` });
-    if (this.#view.base !== base || this.#view.bits !== bits) return;
+    const origin = this.#origin();
+    const data = await get(path(this.#id, '/map'), { origin, prefix: `${dotted(base)}/${bits}` });
+    if (this.#view.base !== base || this.#view.bits !== bits || this.#origin() !== origin) return;
     this.#data = data;
     this.#blocks = Array.from({ length: 256 }, (_, index) => {
       const [x, y] = place(16, index);

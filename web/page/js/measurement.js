@@ -39,6 +39,7 @@ export class MeasurementView {
   #measurement = null;
   #trace = null;
   #shownTrace = 0;
+  #origin = ''; // the one looked at, of several
   title = '';
   element = [this.#head, this.#body];
 
@@ -98,7 +99,7 @@ export class MeasurementView {
     this.#asking = true;
     this.#asked = Date.now();
     try {
-      const sum = await get(path(this.#id, '/summary'));
+      const sum = await get(path(this.#id, '/summary'), { origin: this.#origin });
       this.#measurement = sum.measurement;
       learn(sum.sites.map((x) => x.name));
       this.#showHead();
@@ -138,6 +139,7 @@ export class MeasurementView {
   async #showBody(sum) {
     const parts = [];
     const program = this.#measurement.definition.program;
+    if (sum.origins?.length) parts.push(this.#originPart(sum));
     if (sum.watch) parts.push(...watchParts(sum.watch, sum.summary));
     if (sum.flips || program === 'flipping') parts.push(...flipParts(sum.flips, sum.summary));
     if (sum.latency) parts.push(...latencyParts(sum));
@@ -152,12 +154,12 @@ export class MeasurementView {
   }
 
   #catchmentParts(sum) {
-    this.#networks ??= new NetworkTable(this.#id);
+    this.#networks ??= new NetworkTable(this.#id, () => this.#origin);
     this.#networks.sites(sum.sites.map((x) => x.name));
-    this.#map ??= new HilbertMap(this.#id);
+    this.#map ??= new HilbertMap(this.#id, () => this.#origin);
     const probed = sum.networks + sum.silent;
     const inside = sum.sites.filter((x) => x.answers > 0);
-    const weight = sum.summary?.weight;
+    const weight = sum.origin ? sum.summary?.origins?.find((o) => o.name === sum.origin)?.weight : sum.summary?.weight;
     const parts = [];
     if (!sum.latency) {
       parts.push(kpis([count(sum.networks), 'networks answer'], [percent(sum.networks / probed), 'of those probed'], [count(inside.length), inside.length === 1 ? 'site catches them' : 'sites catch them'],
@@ -173,6 +175,26 @@ export class MeasurementView {
     if (!sum.latency && inside.some((x) => x.rtt)) parts.push(curvesPart(inside));
     parts.push(card('Networks', `${count(probed)} probed`, this.#networks.element));
     return parts;
+  }
+
+  #originPart(sum) {
+    this.#origin = sum.origin;
+    const first = sum.origins[0].name;
+    return card('Origins', 'what is sent from, side by side; what follows is about the one that is chosen', h('div', { class: 'scroll' }, table([
+      { title: 'Origin', cell: (o) => h('button', { 'aria-pressed': String(o.name === sum.origin), onclick: () => this.#chooseOrigin(o.name) }, o.name) },
+      { title: 'Source', cell: (o) => h('span', { class: 'mono' }, o.source ?? 'each site’s first') },
+      { title: 'Sent from', cell: (o) => (o.sites ?? []).map((n) => [label(n), ' ']) },
+      { title: 'Networks', num: true, cell: (o) => count(o.networks) },
+      { title: 'Caught by', cell: (o) => Object.entries(o.caught).sort((a, b) => b[1] - a[1]).map(([n, c]) => [label(n), h('span', { class: 'dim small' }, ` ${percent(c / o.networks)}  `)]) },
+      { title: 'Split', num: true, cell: (o) => count(o.split) },
+      { title: `Elsewhere than from ${first}`, num: true, cell: (o) => (o.name === first || !o.compared ? '' : `${count(o.elsewhere)} of ${count(o.compared)}`) },
+    ], sum.origins)));
+  }
+
+  #chooseOrigin(name) {
+    this.#origin = name;
+    this.#networks?.first();
+    this.#refresh().catch(this.#fail);
   }
 
   async #traceParts(sum) {

@@ -15,7 +15,7 @@ export const share = (m) => (m.progress.total ? m.progress.done / m.progress.tot
 
 /** progress shows it, with the time left. */
 export const progress = (m) => h('div', null, h('progress', { max: 1, value: share(m), 'aria-label': 'Progress' }),
-  h('div', { class: 'small dim' }, `${percent(share(m))}, ${count(m.progress.done)} of ${count(m.progress.total)} targets, ${count(m.progress.sent)} probes sent, ${count(m.progress.answered)} answered`, m.progress.left_ns ? `, ${span(m.progress.left_ns)} left` : ''));
+  h('div', { class: 'small dim' }, `${m.progress.total ? `${percent(share(m))}, ${count(m.progress.done)} of ${count(m.progress.total)}` : count(m.progress.done)} targets, ${count(m.progress.sent)} probes sent, ${count(m.progress.answered)} answered`, m.progress.left_ns ? `, ${span(m.progress.left_ns)} left` : ''));
 
 /** MeasurementList is the list at the side. */
 export class MeasurementList {
@@ -51,7 +51,7 @@ export class MeasurementList {
       h('a', { href: `#/m/${encodeURIComponent(m.id)}`, 'data-id': m.id, 'aria-current': m.id === this.#current && 'page' },
         h('div', { class: 'row' }, h('span', { class: 'name' }, nameOf(m)), h('span', { class: 'kind' }, m.definition.program)),
         m.state === 'running' && h('progress', { max: 1, value: share(m), 'aria-label': 'Progress' }),
-        h('div', { class: 'sub' }, m.state === 'running' ? `${percent(share(m))}${m.progress.left_ns ? `, ${span(m.progress.left_ns)} left` : ''}` : m.state, ' · ', ago(m.start)))))));
+        h('div', { class: 'sub' }, m.state === 'running' ? `${m.progress.total ? percent(share(m)) : `${count(m.progress.done)} targets`}${m.progress.left_ns ? `, ${span(m.progress.left_ns)} left` : ''}` : m.state, ' · ', ago(m.start)))))));
     if (focused) [...this.#list.querySelectorAll('a')].find((a) => a.dataset.id === focused)?.focus();
   }
 }

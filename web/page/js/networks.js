@@ -45,6 +45,7 @@ export function later(f, ms = 250) {
 /** NetworkTable is the networks of a measurement, with search. */
 export class NetworkTable {
   #id;
+  #origin;
   #ask = 0;
   #site = h('select', { 'aria-label': 'Site', onchange: () => this.#again() }, h('option', { value: '' }, 'every site'));
   #search = h('input', { type: 'search', placeholder: '192.0.2.1, 10.0.0.0/8, 10.', 'aria-label': 'Search networks', oninput: later(() => this.#again()) });
@@ -54,8 +55,10 @@ export class NetworkTable {
   #body = h('div', { class: 'scroll' });
   #names = '';
 
-  constructor(id) {
+  /** origin gives the origin that is looked at. */
+  constructor(id, origin = () => '') {
     this.#id = id;
+    this.#origin = origin;
     this.element = h('div', null, h('div', { class: 'tools' }, this.#search, this.#site, this.#only), this.#body, this.#pager.element);
   }
 
@@ -63,6 +66,9 @@ export class NetworkTable {
     this.#pager.offset = 0;
     this.refresh();
   }
+
+  /** first goes back to the first page. */
+  first() { this.#pager.offset = 0; }
 
   /** sites gives the names to choose from. */
   sites(names) {
@@ -75,7 +81,7 @@ export class NetworkTable {
   async refresh() {
     const ask = ++this.#ask;
     const page = await get(path(this.#id, '/networks'), {
-      q: this.#search.value, site: this.#site.value, split: this.#only.value === 'split', silent: this.#only.value === 'silent', offset: this.#pager.offset, limit: this.#pager.limit,
+      origin: this.#origin(), q: this.#search.value, site: this.#site.value, split: this.#only.value === 'split', silent: this.#only.value === 'silent', offset: this.#pager.offset, limit: this.#pager.limit,
     });
     if (ask !== this.#ask) return; // a later one is on its way
     const total = (n) => Object.values(n.seen).reduce((a, b) => a + b, 0);
