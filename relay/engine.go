@@ -408,6 +408,9 @@ func (w *worker) receive(items []arrival, now time.Time) {
 	for i := range w.inbox.Items {
 		w.arrived(&w.inbox.Items[i], items)
 	}
+	if len(w.searches) > 0 {
+		e.searches.Add(now, w.searches)
+	}
 	for _, r := range w.inbox.Reports {
 		e.tests.reported(r, now)
 	}

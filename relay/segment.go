@@ -118,7 +118,10 @@ func (s *segment) announce(now time.Time, send func(frame []byte)) {
 }
 
 func (s *segment) say(now time.Time, send func(frame []byte)) {
-	s.announcement = s.election.AppendAnnouncement(s.announcement[:0], s.mac, s.engine.stamp(now))
+	s.mu.Lock()
+	mac := s.mac
+	s.mu.Unlock()
+	s.announcement = s.election.AppendAnnouncement(s.announcement[:0], mac, s.engine.stamp(now))
 	send(s.announcement)
 }
 
