@@ -26,6 +26,9 @@ type memberships struct {
 //
 // On Linux an application of this host that listens to a group's port, without being a member itself, may then get what comes
 // for it: see IP_MULTICAST_ALL in ip(7).
+//
+// Groups of IPv6 are left out where there is none: in a kernel without it, or on an interface whose MTU is below 1280. Nothing for
+// them can come there.
 func JoinGroups(ifname string, groups []netip.Addr) (io.Closer, error) {
 	ifi, err := net.InterfaceByName(ifname)
 	if err != nil {
@@ -52,12 +55,20 @@ func JoinGroups(ifname string, groups []netip.Addr) (io.Closer, error) {
 				}
 			}
 		}
+		if g.Is6() && g.IsMulticast() && withoutIPv6(err) {
+			continue
+		}
 		if err != nil && !errors.Is(err, unix.EADDRINUSE) { // a group named twice
 			m.Close()
 			return nil, fmt.Errorf("join group %v on %s: %w", g, ifname, err)
 		}
 	}
 	return m, nil
+}
+
+// withoutIPv6 tells whether an error of joining a group says that the host, or the interface, has no IPv6.
+func withoutIPv6(err error) bool {
+	return errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENODEV)
 }
 
 func join(fd, index int, g netip.Addr) error {

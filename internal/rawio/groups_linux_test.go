@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -71,6 +72,31 @@ func TestJoinGroups(t *testing.T) {
 		}
 		if _, err := JoinGroups("no-such-if", nil); err == nil {
 			t.Error("joining on an interface that is not there succeeded")
+		}
+	})
+}
+
+// An interface without IPv6 still gets its groups of IPv4.
+func TestJoinGroupsWithoutIPv6(t *testing.T) {
+	inNamespaces(t, func(func(func())) {
+		a, err := netlink.LinkByName("a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := netlink.LinkSetMTU(a, 1200); err != nil {
+			t.Fatal(err)
+		}
+		g, err := JoinGroups("a", []netip.Addr{netip.MustParseAddr("ff02::fb"), netip.MustParseAddr("239.1.2.3")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer g.Close()
+		b, err := os.ReadFile("/proc/thread-self/net/igmp")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s := strings.ToUpper(string(b)); !strings.Contains(s, "030201EF") && !strings.Contains(s, "EF010203") {
+			t.Errorf("not a member of 239.1.2.3:\n%s", b)
 		}
 	})
 }
