@@ -31,6 +31,9 @@ const (
 	// maxResponses bounds the handshakes that others have begun.
 	maxResponses = 256
 	responseTime = 10 * time.Second
+	// maxTries is how many datagrams may claim to go on with one handshake, each at the cost of a Diffie-Hellman. Who
+	// sends them has seen its index.
+	maxTries = 8
 	// ownFirst is for how long an own initiation goes before that of the other side: longer than most round trips, and
 	// shorter than the other side waits before it tries again, so that it is turned down once at most.
 	ownFirst = 500 * time.Millisecond
@@ -47,6 +50,7 @@ type initiation struct {
 	ephemeral [dhLen]byte
 	key       Key
 	at        time.Time
+	tries     int // of others to answer it
 }
 
 // A response is a handshake that the other side has begun.
@@ -58,6 +62,7 @@ type response struct {
 	key       Key
 	from      netip.AddrPort
 	at        time.Time
+	tries     int    // of others to go on with it
 	answer    []byte // handshake 2, in case it is asked for again
 }
 
@@ -234,7 +239,9 @@ func (m *Mesh) receiveHandshake1(from netip.AddrPort, b []byte, out *Outbox, now
 		}
 		return drop.None
 	}
-	if !m.perSource.allow(from.Addr(), now) {
+	p := m.byAddr[from]
+	// Peers have limits of their own: whoever invents sources uses up those that strangers share.
+	if p != nil && !p.handshakes.allow(now) || p == nil && !m.perSource.allow(from.Addr(), now) {
 		return drop.Rate
 	}
 	for _, r := range m.responses {
@@ -247,7 +254,6 @@ func (m *Mesh) receiveHandshake1(from netip.AddrPort, b []byte, out *Outbox, now
 	if state == nil {
 		return drop.Unauthenticated
 	}
-	p := m.byAddr[from]
 	rate := &m.fromStrangers
 	if p != nil {
 		rate = &m.fromPeers
@@ -339,7 +345,7 @@ func (m *Mesh) receiveHandshake2(from netip.AddrPort, b []byte, out *Outbox, now
 	if i == nil {
 		return drop.Unauthenticated
 	}
-	if !m.perSource.allow(from.Addr(), now) {
+	if i.tries++; i.tries > maxTries {
 		return drop.Rate
 	}
 	text, _, _, err := i.state.ReadMessage(nil, b[handshake2Header:])
@@ -387,7 +393,7 @@ func (m *Mesh) receiveHandshake3(from netip.AddrPort, b []byte, out *Outbox, now
 	if r == nil || r.from != from {
 		return drop.Unauthenticated
 	}
-	if !m.perSource.allow(from.Addr(), now) {
+	if r.tries++; r.tries > maxTries {
 		return drop.Rate
 	}
 	text, recv, send, err := r.state.ReadMessage(nil, b[handshake3Header:])

@@ -116,8 +116,9 @@ type entry struct {
 	response   *response
 }
 
-// What strangers can make a relay do, per second.
+// What strangers can make a relay do, per second, and who says to be a peer.
 const (
+	peerAnswerRate = 20 // hellos of one peer: an answer may be many times as long as the question
 	answerRate   = 100
 	resetRate    = 20
 	reportRate   = 50
@@ -274,7 +275,10 @@ func (m *Mesh) addPeer(addr netip.AddrPort, o origin) bool {
 			return false
 		}
 		m.number++
-		p = &peer{number: m.number, addr: addr, frameTurn: mathrand.Uint32()}
+		p = &peer{
+			number: m.number, addr: addr, frameTurn: mathrand.Uint32(),
+			answers: newLimit(peerAnswerRate, peerAnswerRate), handshakes: newLimit(sourceRate, 2*sourceRate),
+		}
 		m.peers = append(m.peers, p)
 		m.byAddr[addr] = p
 		m.deadline = time.Time{}

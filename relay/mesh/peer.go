@@ -181,6 +181,8 @@ type peer struct {
 	unanswered int // hellos
 	hellos     [4]sentHello
 	helloTurn  int
+	answers    limit // hellos of its
+	handshakes limit
 	rtt        time.Duration
 	lastRTT    time.Duration
 

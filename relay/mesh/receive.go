@@ -237,6 +237,9 @@ func (m *Mesh) helloReceived(p *peer, s *session, from netip.AddrPort, h *hello,
 		m.sendAck(nil, nil, from, h.token, out)
 		return drop.None
 	}
+	if !p.answers.allow(now) {
+		return drop.Rate
+	}
 	m.sendAck(p, s, from, h.token, out)
 	if s != nil {
 		m.learn(p, h)
