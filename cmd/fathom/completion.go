@@ -50,6 +50,10 @@ var valueCompletions = map[string]cobra.CompletionFunc{
 	"protocol":  cobra.FixedCompletions([]cobra.Completion{"icmp", "udp", "tcp", "sctp"}, cobra.ShellCompDirectiveNoFileComp),
 	"format":    cobra.FixedCompletions([]cobra.Completion{"mermaid", "svg"}, cobra.ShellCompDirectiveNoFileComp),
 	"interface": completeInterfaces,
+
+	"target-interface": completeInterfaces,
+	"log-level":        cobra.FixedCompletions([]cobra.Completion{"debug", "info", "warning", "error", "critical"}, cobra.ShellCompDirectiveNoFileComp),
+	"preset":           cobra.FixedCompletions([]cobra.Completion{"epics-ca", "epics-pva", "mdns", "ssdp", "wol"}, cobra.ShellCompDirectiveNoFileComp),
 }
 
 func completeInterfaces(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {

@@ -270,6 +270,26 @@ func TestRelayEventText(t *testing.T) {
 	}
 }
 
+// All presets are completed, and stand in the reference.
+func TestPresetsAreKnown(t *testing.T) {
+	ta := newTestApp(nil)
+	if code := ta.fathom(t.Context(), "__complete", "relay", "--preset", ""); code != exitDone {
+		t.Fatalf("exit code %d: %s", code, ta.err.String())
+	}
+	text, err := os.ReadFile(filepath.Join("..", "..", "docs", "reference", "relay.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range relay.Presets() {
+		if !strings.Contains("\n"+ta.out.String(), "\n"+p.Name+"\n") {
+			t.Errorf("preset %s is not completed: %q", p.Name, ta.out.String())
+		}
+		if !strings.Contains(string(text), "`"+p.Name+"`") {
+			t.Errorf("docs/reference/relay.md does not tell of preset %s", p.Name)
+		}
+	}
+}
+
 // The guide tells of each reason for which something is dropped what to do about it.
 func TestGuideTellsOfEveryReason(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join("..", "..", "docs", "guides", "relay.md"))
