@@ -5,6 +5,7 @@ package mesh
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 	"net/netip"
@@ -434,10 +435,17 @@ func (m *Mesh) peerOf(from netip.AddrPort, instance [8]byte) *peer {
 	return m.byAddr[from]
 }
 
+// instanceOf is the instance of a relay with a Noise key. It is made from that so that no member of the mesh can take
+// the place of another: who has the instance of a peer counts as a further address of it.
+func instanceOf(static []byte) [8]byte {
+	h := sha256.Sum256(append([]byte("fathom relay mesh instance:"), static...))
+	return [8]byte(h[:])
+}
+
 // admit checks what the other side says of itself, and begins a session with it.
 func (m *Mesh) admit(text []byte, state *noise.HandshakeState, now time.Time) (*session, bool) {
 	h, ok := parseMember(text)
-	if !ok || h.mesh != m.meshID || h.instance == m.instance {
+	if !ok || h.mesh != m.meshID || h.instance == m.instance || h.instance != instanceOf(state.PeerStatic()) {
 		return nil, false
 	}
 	s := &session{

@@ -21,7 +21,7 @@ import (
 type hello struct {
 	token    uint64 // random; an answer with it proves that the hello was received
 	id       [6]byte
-	instance [8]byte // random at each start: two addresses with one instance are one relay
+	instance [8]byte // another at each start: two addresses with one instance are one relay
 	mesh     [8]byte
 	features uint32 // no bit has a meaning yet
 	version  []byte

@@ -119,12 +119,12 @@ type entry struct {
 // What strangers can make a relay do, per second, and who says to be a peer.
 const (
 	peerAnswerRate = 20 // hellos of one peer: an answer may be many times as long as the question
-	answerRate   = 100
-	resetRate    = 20
-	reportRate   = 50
-	sourceRate   = 10 // handshakes from one address
-	peersRate    = 200
-	strangerRate = 50
+	answerRate     = 100
+	resetRate      = 20
+	reportRate     = 50
+	sourceRate     = 10 // handshakes from one address
+	peersRate      = 200
+	strangerRate   = 50
 )
 
 // New makes a mesh without peers.
@@ -163,6 +163,7 @@ func newMesh(o Options, random io.Reader) (*Mesh, error) {
 	if m.static, err = suite.GenerateKeypair(random); err != nil {
 		return nil, err
 	}
+	m.instance = instanceOf(m.static.Public)
 	if o.Identity != nil {
 		m.meshID = labelID("fathom relay mesh with certificates")
 		err = m.SetIdentity(o.Identity)

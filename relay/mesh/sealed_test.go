@@ -801,3 +801,19 @@ func TestRestartWithoutReset(t *testing.T) {
 	w.run(time.Second)
 	wantNumbers(t, b, 1)
 }
+
+// A member of the mesh that says to be another one gets no link, and takes nothing away from that one.
+func TestInstanceOfAnother(t *testing.T) {
+	w := newNetwork(t, 1)
+	a, b, evil := w.add(1, keyed(1)), w.add(2, keyed(1)), w.add(3, keyed(1))
+	evil.instance = b.instance
+	a.peers(3, 2)
+	w.run(time.Second)
+	a.wantState(2, Ours, Up)
+	if s := a.status(3); s.State == Up {
+		t.Errorf("status %+v", s)
+	}
+	a.send(frame(1))
+	w.run(time.Second)
+	wantNumbers(t, b, 1)
+}

@@ -151,7 +151,7 @@ func writeVectors(t *testing.T, all map[string][]byte) {
 	var b bytes.Buffer
 	fmt.Fprint(&b, "# One UDP payload each, as relay 02:00:00:00:00:01 (random bytes: ChaCha8 seeded with 1 and 31 zeros) says it to\n"+
 		"# relay 02:00:00:00:00:02 (seeded with 2), or is answered. The key of the sealed ones is the bytes 01 to 20.\n"+
-		"# Written by go test -run TestVectors -update ./relay/mesh, when the format changes its version.\n")
+		"# Written by go test ./relay/mesh -run TestVectors -update, when the format changes its version.\n")
 	for _, name := range slices.Sorted(maps.Keys(all)) {
 		fmt.Fprintf(&b, "%s: %x\n", name, all[name])
 	}
