@@ -406,7 +406,7 @@ func (w *worker) receive(items []arrival, now time.Time) {
 	e.meshReceived.Add(uint64(len(items)))
 	e.meshBytes.Add(bytes)
 	for i := range w.inbox.Items {
-		w.arrived(&w.inbox.Items[i], items)
+		w.arrived(&w.inbox.Items[i])
 	}
 	if len(w.searches) > 0 {
 		e.searches.Add(now, w.searches)
@@ -432,7 +432,7 @@ type arrival struct {
 }
 
 // arrived takes a broadcast out of the mesh into the batch.
-func (w *worker) arrived(m *mesh.Incoming, _ []arrival) {
+func (w *worker) arrived(m *mesh.Incoming) {
 	e := w.engine
 	d := w.next()
 	var reason drop.Reason

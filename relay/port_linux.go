@@ -314,23 +314,20 @@ type kernelEmitter struct {
 // emitPatience is how long a segment waits for room in the interface's queue.
 const emitPatience = 5 * time.Millisecond
 
-func (k *kernelEmitter) emit(packets [][]byte) (failed int, err error) {
-	patient := true
-	for len(packets) > 0 {
+func (k *kernelEmitter) emit(packets [][]byte) (failed int, last error) {
+	for patient := true; len(packets) > 0; {
 		n, refused, err := k.Emit(packets)
 		if err != nil {
 			return failed + len(packets), err
 		}
-		failed += len(refused)
 		if len(refused) > 0 {
-			err = refused[0].Errno
+			failed, last = failed+len(refused), refused[0].Errno
 		}
-		packets = packets[n:]
-		if len(packets) == 0 {
-			return failed, err
+		if packets = packets[n:]; len(packets) == 0 {
+			break
 		}
 		if n == 0 && !patient {
-			break
+			return failed + len(packets), drop.QueueFull
 		}
 		patient = n > 0
 		k.writable.Add(k.FD(), rawio.Writable)
@@ -340,5 +337,5 @@ func (k *kernelEmitter) emit(packets [][]byte) (failed int, err error) {
 			return failed + len(packets), err
 		}
 	}
-	return failed + len(packets), err
+	return failed, last
 }
