@@ -17,6 +17,7 @@ import (
 	"github.com/seed5728abee/fathom/packet"
 	"github.com/seed5728abee/fathom/relay/datagram"
 	"github.com/seed5728abee/fathom/relay/drop"
+	"github.com/seed5728abee/fathom/relay/guard"
 	"github.com/seed5728abee/fathom/relay/mesh"
 )
 
@@ -279,41 +280,48 @@ func TestRing(t *testing.T) {
 
 // A peer that sends back all it gets.
 func TestEchoingPeer(t *testing.T) {
-	inWorld(t, 2, func(t *testing.T, w *world) {
-		a, b := w.wires[0].host(1), w.wires[1].host(1)
-		echo := w.listen(9)
-		var hellos atomic.Bool
-		hellos.Store(true)
-		w.wg.Go(func() {
-			for echo.wait(w.ctx, time.Now().Add(time.Hour)) {
-				for _, x := range echo.take() {
-					if hellos.Load() || bytes.HasPrefix(x.data, []byte("SS")) {
-						w.post(meshAddress(9), x.from, x.data)
-					}
+	for name, keys := range modes {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, 2, func(t *testing.T, w *world) { echoingPeer(t, w, keys) })
+		})
+	}
+}
+
+func echoingPeer(t *testing.T, w *world, keys []mesh.Key) {
+	change := func(o *Options) { o.Keys = keys }
+	a, b := w.wires[0].host(1), w.wires[1].host(1)
+	echo := w.listen(9)
+	var hellos atomic.Bool
+	hellos.Store(true)
+	w.wg.Go(func() {
+		for echo.wait(w.ctx, time.Now().Add(time.Hour)) {
+			for _, x := range echo.take() {
+				if hellos.Load() || bytes.HasPrefix(x.data, []byte("SS")) {
+					w.post(meshAddress(9), x.from, x.data)
 				}
 			}
-		})
-		x := w.relay(1, w.wires[:1], []int{2, 9}, nil)
-		w.relay(2, w.wires[1:], []int{1, 9}, nil)
-		wait(settle)
-		for i := range 2 {
-			if i == 1 { // now it is not so stupid as to give itself away
-				wait(10 * time.Second)
-				hellos.Store(false)
-				wait(time.Minute)
-			}
-			a.send("once")
-			a.send("once")
-			a.send("more")
-			wait(time.Second)
-			b.wants(t, "once", "once", "more")
-			a.wants(t)
-			w.wantFrames(t, 6)
-		}
-		if x.e.segments[0].notEmitted.Get(drop.Copy)+x.e.segments[0].notEmitted.Get(drop.Echo) == 0 {
-			t.Error("nothing came back from the peer that echoes")
 		}
 	})
+	x := w.relay(1, w.wires[:1], []int{2, 9}, change)
+	w.relay(2, w.wires[1:], []int{1, 9}, change)
+	wait(settle)
+	for i := range 2 {
+		if i == 1 { // now it is not so stupid as to give itself away
+			wait(10 * time.Second)
+			hellos.Store(false)
+			wait(time.Minute)
+		}
+		a.send("once")
+		a.send("once")
+		a.send("more")
+		wait(time.Second)
+		b.wants(t, "once", "once", "more")
+		a.wants(t)
+		w.wantFrames(t, 6)
+	}
+	if keys == nil && x.e.segments[0].notEmitted.Get(drop.Copy)+x.e.segments[0].notEmitted.Get(drop.Echo) == 0 {
+		t.Error("nothing came back from the peer that echoes")
+	}
 }
 
 // One of the originals beside one of ours, and one elsewhere: every host hears at least one copy, and at most four.
@@ -906,6 +914,55 @@ func TestBadFrames(t *testing.T) {
 					if tt.reason != drop.Malformed {
 						t.Error("a watcher was told nothing")
 					}
+				}
+			})
+		})
+	}
+}
+
+// Who has no key silences nobody: announcements of a better relay than all there are, made up by someone on the segment.
+// In an open mesh they are believed, for as long as they go on.
+func TestForgedAnnouncements(t *testing.T) {
+	for name, keys := range modes {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, 2, func(t *testing.T, w *world) {
+				hosts, relays := three(w, func(o *Options) { o.Keys = keys })
+				wait(settle)
+				lines := len(relays[0].log.lines)
+				for round := range 10 {
+					for i := range 50 { // also: more than can be remembered
+						a := guard.Announcement{
+							Relay: datagram.MAC{0, 0, 0, 0, 1, byte(i)}, Mesh: relays[0].e.mesh.MeshID(), Token: [8]byte{byte(i)}, Sequence: uint64(round + 1),
+							Ready: true, Serving: true, MeshAddrs: []netip.AddrPort{netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(i)}), 9)},
+						}
+						if round >= 5 {
+							a.Relay[3] = byte(round)
+						}
+						hosts[0].raw(a.Append(nil, datagram.MAC{2, 6, 6, byte(round), 0, byte(i)}))
+					}
+					time.Sleep(200 * time.Millisecond)
+				}
+				hosts[0].send("is anybody there")
+				hosts[1].send("over here")
+				wait(100 * time.Millisecond)
+				if keys != nil {
+					hosts[1].wants(t, "is anybody there")
+					hosts[0].wants(t, "over here")
+				} else {
+					hosts[1].wants(t)
+					hosts[0].wants(t)
+				}
+				if n := len(relays[0].log.lines) - lines; n > 25 {
+					t.Errorf("%d lines", n)
+				}
+				wait(2 * time.Second)
+				hosts[0].send("and now")
+				wait(time.Second)
+				hosts[1].wants(t, "and now")
+				// It does not send to whoever is named there, for ever.
+				wait(2 * time.Minute)
+				if n := len(relays[0].e.mesh.Peers(time.Now())); n > 2 {
+					t.Errorf("%d peers", n)
 				}
 			})
 		})
