@@ -69,6 +69,7 @@ func (p *port) run(ctx context.Context) error {
 	defer runtime.UnlockOSThread()
 	stop := context.AfterFunc(ctx, p.poller.Wake)
 	defer stop()
+	p.poller.SetLinger(linger)
 	for ctx.Err() == nil {
 		now := time.Now()
 		if p.changed.Swap(false) || p.ring == nil && now.After(p.retry) {

@@ -358,6 +358,10 @@ func openMeshConn(e *engine, listen netip.AddrPort) (c *meshConn, err error) {
 	return c, nil
 }
 
+// linger is how long a loop that had something to do keeps its processor: broadcasts that come closer together than that
+// cost a third less, and are late by less.
+const linger = 3 * time.Millisecond
+
 // maxArrivals is how many datagrams of the mesh are decided on at once: what a merged one can hold, twice.
 const maxArrivals = 128
 
@@ -366,6 +370,7 @@ func (c *meshConn) run(ctx context.Context) error {
 	defer runtime.UnlockOSThread()
 	stop := context.AfterFunc(ctx, c.poller.Wake)
 	defer stop()
+	c.poller.SetLinger(linger)
 	incoming := make([]rawio.Incoming, maxArrivals)
 	arrivals := make([]arrival, maxArrivals)
 	w := c.worker

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -280,6 +281,8 @@ func (a *app) runRelay(cmd *cobra.Command, o *relayOptions) error {
 		listener.Close()
 		return fmt.Errorf("drop privileges: %w", err)
 	}
+	// Each interface, and the mesh, has a loop that keeps a processor to itself while it is busy.
+	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + len(r.Interfaces) + 1)
 	debug.FreeOSMemory()
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return staySmall(ctx, log) })

@@ -362,10 +362,11 @@ func (c *UDPConn) setName(name *unix.RawSockaddrInet6, to netip.AddrPort) (uint3
 	return unix.SizeofSockaddrInet6, 0
 }
 
-// sendmmsg sends messages and returns how many. An errno is about the first of them.
+// sendmmsg sends messages and returns how many. An errno is about the first of them. It does not wait, so that the runtime
+// need not know of it: telling it costs as much as a small packet.
 func sendmmsg(fd int, msgs []mmsghdr) (int, unix.Errno) {
 	for {
-		n, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(msgs))),
+		n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(msgs))),
 			uintptr(len(msgs)), unix.MSG_DONTWAIT, 0, 0)
 		if errno != unix.EINTR {
 			return int(n), errno
@@ -410,7 +411,7 @@ func (c *UDPConn) Receive(batch []Incoming) (int, error) {
 		var n uintptr
 		errno := unix.EINTR
 		for errno == unix.EINTR {
-			n, _, errno = unix.Syscall6(unix.SYS_RECVMMSG, uintptr(c.fd), uintptr(unsafe.Pointer(&r.hdrs[0])),
+			n, _, errno = unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(c.fd), uintptr(unsafe.Pointer(&r.hdrs[0])),
 				udpBuffers, unix.MSG_DONTWAIT, 0, 0)
 		}
 		if errno == unix.EAGAIN {
