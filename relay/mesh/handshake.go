@@ -394,6 +394,10 @@ func (m *Mesh) receiveHandshake3(from netip.AddrPort, b []byte, out *Outbox, now
 	if r == nil || r.from != from {
 		return drop.Unauthenticated
 	}
+	// It comes again: a stranger is not turned away by this for long.
+	if m.identity != nil && m.byAddr[from] == nil && !m.proofs.allow(now) {
+		return drop.Rate
+	}
 	if r.tries++; r.tries > maxTries {
 		return drop.Rate
 	}

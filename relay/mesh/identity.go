@@ -4,6 +4,7 @@
 package mesh
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -16,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 )
 
@@ -30,18 +32,21 @@ type Identity struct {
 	roots  *x509.CertPool
 }
 
+// What is accepted of a peer that has proved nothing yet. Anybody can make certificates that are slow to verify: seven with one
+// subject, each with a key of curve P-521, take a tenth of a second, for each may have signed each.
 const (
-	// maxChain and maxChainBytes are what is accepted of a peer before it has proved anything.
-	maxChain      = 8
+	maxChain      = 4
 	maxChainBytes = 12 << 10
-	maxRSABits    = 8192 // as in crypto/tls: larger ones are slow on purpose
+	maxRSABits    = 4096
+	maxNames      = 100 // of a certificate: each is compared with each constraint of those above it
 )
 
 // ParseIdentity reads PEM: the relay's certificate, with those between it and the authority after it, its key, and
 // the authorities'. Ed25519, ECDSA and RSA keys will do.
 //
 // The certificate must be valid now, under one of the authorities, and allow the use by a client or a server
-// when it says anything about it.
+// when it says anything about it. At most four certificates are shown to peers, each with another subject and no RSA key above
+// 4096 bits.
 func ParseIdentity(certificate, key, authorities []byte) (*Identity, error) {
 	pair, err := tls.X509KeyPair(certificate, key)
 	if err != nil {
@@ -119,6 +124,7 @@ func (id *Identity) verifyChain(chain [][]byte, now time.Time) (*x509.Certificat
 		KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
 	}
 	var leaf *x509.Certificate
+	var subjects [][]byte
 	for i, der := range chain {
 		c, err := x509.ParseCertificate(der)
 		if err != nil {
@@ -126,6 +132,13 @@ func (id *Identity) verifyChain(chain [][]byte, now time.Time) (*x509.Certificat
 		}
 		if key, ok := c.PublicKey.(*rsa.PublicKey); ok && key.N.BitLen() > maxRSABits {
 			return nil, fmt.Errorf("an RSA key of %d bits: %w", key.N.BitLen(), ErrCertificate)
+		}
+		if slices.ContainsFunc(subjects, func(s []byte) bool { return bytes.Equal(s, c.RawSubject) }) {
+			return nil, fmt.Errorf("two certificates of one subject: %w", ErrCertificate)
+		}
+		subjects = append(subjects, c.RawSubject)
+		if n := len(c.DNSNames) + len(c.EmailAddresses) + len(c.IPAddresses) + len(c.URIs); n > maxNames {
+			return nil, fmt.Errorf("%d names in a certificate: at most %d: %w", n, maxNames, ErrCertificate)
 		}
 		if i == 0 {
 			leaf = c

@@ -20,6 +20,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -232,6 +233,74 @@ func TestCertificatesRefused(t *testing.T) {
 			t.Errorf("dropped %v; %+v", a.drops, b.Peers(w.now))
 		}
 	})
+}
+
+// Certificates that anybody can make, and that would take long to verify, are refused without.
+func TestCertificatesSlow(t *testing.T) {
+	good := newAuthority(t).identity(t, "good.example", nil)
+	const n = 3
+	var keys []*ecdsa.PrivateKey
+	for range n {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys = append(keys, key)
+	}
+	// Each is signed by the next, and the last by the first.
+	chain := func(name func(i int) string, names int) [][]byte {
+		var all [][]byte
+		for i := range n {
+			signer := (i + 1) % n
+			c := &x509.Certificate{
+				SerialNumber: big.NewInt(int64(i + 1)), Subject: pkix.Name{CommonName: name(i)}, DNSNames: make([]string, names),
+				NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: i > 0, BasicConstraintsValid: true,
+			}
+			for j := range c.DNSNames {
+				c.DNSNames[j] = "x"
+			}
+			issuer := &x509.Certificate{Subject: pkix.Name{CommonName: name(signer)}}
+			der, err := x509.CreateCertificate(rand.Reader, c, issuer, keys[i].Public(), keys[signer])
+			if err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, der)
+		}
+		return all
+	}
+	same := func(int) string { return "same" }
+	different := func(i int) string { return string(rune('a' + i)) }
+	for _, c := range []struct {
+		name  string
+		chain [][]byte
+		want  string
+	}{
+		{"of one subject", chain(same, 0), "one subject"},
+		{"with many names", chain(different, maxNames+1), "names"},
+		{"of nobody", chain(different, maxNames), "unknown authority"},
+	} {
+		if _, err := good.verifyChain(c.chain, time.Now()); !errors.Is(err, ErrCertificate) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("certificates %s: %v", c.name, err)
+		}
+	}
+}
+
+// Strangers with certificates that prove nothing: most are not even looked at.
+func TestFloodOfCertificates(t *testing.T) {
+	ca, other := newAuthority(t), newAuthority(t)
+	w := newNetwork(t, 1)
+	w.now = ca.now
+	b := w.add(250, Options{Identity: ca.identity(t, "b.example", nil)})
+	own, strange := ca.identity(t, "a.example", nil), other.identity(t, "a.example", nil)
+	for i := range 20 {
+		x := w.add(1+i, Options{Identity: strange})
+		x.identity = own // so that it goes on with what b shows
+		x.peers(250)
+	}
+	w.run(100 * time.Millisecond)
+	if refused, checked := b.drops[drop.Rate], b.drops[drop.Unauthenticated]; refused < 20-proofBurst-1 || checked == 0 {
+		t.Errorf("%d refused unread, %d checked", refused, checked)
+	}
 }
 
 func TestCertificateName(t *testing.T) {

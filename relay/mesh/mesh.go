@@ -107,6 +107,7 @@ type Mesh struct {
 	perSource     *sourceLimits
 	fromPeers     limit // handshakes
 	fromStrangers limit
+	proofs        limit // of strangers, that are checked
 }
 
 // entry is what an index in a datagram stands for: one of the three.
@@ -125,6 +126,8 @@ const (
 	sourceRate     = 10 // handshakes from one address
 	peersRate      = 200
 	strangerRate   = 50
+	proofRate      = 10 // certificates of strangers: each may take some milliseconds
+	proofBurst     = 4
 )
 
 // New makes a mesh without peers.
@@ -152,6 +155,7 @@ func newMesh(o Options, random io.Reader) (*Mesh, error) {
 		answers: newLimit(answerRate, answerRate), resets: newLimit(resetRate, resetRate), reports: newLimit(reportRate, reportRate),
 		indexes: make(map[uint32]entry), perSource: newSourceLimits(sourceRate, 2*sourceRate),
 		fromPeers: newLimit(peersRate, peersRate), fromStrangers: newLimit(strangerRate, strangerRate),
+		proofs: newLimit(proofRate, proofBurst),
 	}
 	if _, err := io.ReadFull(random, m.instance[:]); err != nil {
 		return nil, err
