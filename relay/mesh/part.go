@@ -32,6 +32,7 @@ type assembly struct {
 type assemblies struct {
 	open  []assembly
 	bytes int
+	spare []byte     // of a frame that is done with: a flood of first parts needs no new memory for each
 	done  [16]uint64 // frames completed last, so that a part that the network doubled starts nothing
 	turn  int
 }
@@ -57,7 +58,11 @@ func (a *assemblies) add(from uint32, h partHeader, part []byte, now time.Time) 
 		}
 		a.bytes += int(h.total)
 		at = len(a.open)
-		a.open = append(a.open, assembly{from: from, partHeader: h, since: now, missing: h.count(), data: make([]byte, h.total)})
+		data := a.spare
+		if a.spare = nil; cap(data) < int(h.total) {
+			data = make([]byte, h.total)
+		}
+		a.open = append(a.open, assembly{from: from, partHeader: h, since: now, missing: h.count(), data: data[:h.total]})
 	}
 	s := &a.open[at]
 	if s.total != h.total || s.size != h.size {
@@ -80,7 +85,11 @@ func (a *assemblies) add(from uint32, h partHeader, part []byte, now time.Time) 
 }
 
 func (a *assemblies) remove(i int) {
-	a.bytes -= int(a.open[i].total)
+	s := &a.open[i]
+	a.bytes -= int(s.total)
+	if cap(s.data) > cap(a.spare) {
+		a.spare = s.data
+	}
 	copy(a.open[i:], a.open[i+1:])
 	a.open[len(a.open)-1] = assembly{}
 	a.open = a.open[:len(a.open)-1]
@@ -92,8 +101,14 @@ func (a *assemblies) expire(now time.Time) (lost int) {
 		a.remove(0)
 		lost++
 	}
+	return lost
+}
+
+// tick is expire, and gives memory back when it is not in use.
+func (a *assemblies) tick(now time.Time) (lost int) {
+	lost = a.expire(now)
 	if len(a.open) == 0 {
-		a.open = nil
+		a.open, a.spare = nil, nil
 	}
 	return lost
 }

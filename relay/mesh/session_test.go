@@ -107,6 +107,36 @@ func TestParts(t *testing.T) {
 	}
 }
 
+// Neither frames in parts nor a flood of parts that never become one take new memory for each.
+func TestPartsReuseMemory(t *testing.T) {
+	var a assemblies
+	now := time.Unix(0, 0)
+	part := make([]byte, minPart)
+	h := partHeader{total: 2 * minPart, size: minPart}
+	whole := func() {
+		h.frame++
+		for h.index = range 2 {
+			a.add(0, h, part, now)
+		}
+	}
+	lone := partHeader{total: maxFrame, size: minPart}
+	lost := func() {
+		lone.frame--
+		a.add(0, lone, part, now)
+	}
+	for name, f := range map[string]func(){"whole": whole, "lost": lost} {
+		for range 2 * maxAssemblies {
+			f()
+		}
+		if n := testing.AllocsPerRun(100, f); n != 0 {
+			t.Errorf("%s: %v allocations for each frame", name, n)
+		}
+	}
+	if a.tick(now.Add(partTimeout)); a.open != nil || a.spare != nil {
+		t.Error("memory is kept")
+	}
+}
+
 func TestLimit(t *testing.T) {
 	l := newLimit(10, 5)
 	now := time.Unix(0, 0)

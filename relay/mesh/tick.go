@@ -18,7 +18,7 @@ func (m *Mesh) Tick(now time.Time, out *Outbox) time.Time {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.deadline = now.Add(maxIdle)
-	m.strangerParts.expire(now)
+	m.strangerParts.tick(now)
 	m.expireResponses(now)
 	for _, p := range m.peers {
 		if !p.next.After(now) {
@@ -49,7 +49,7 @@ func (m *Mesh) tickPeer(p *peer, now time.Time, out *Outbox) {
 		p.kind = Unknown // the address is somebody else's now
 		m.stale = true
 	}
-	p.partDrops += uint64(p.parts.expire(now))
+	p.partDrops += uint64(p.parts.tick(now))
 	if m.sealed {
 		m.tickLink(p, now, out)
 	} else {
