@@ -23,7 +23,7 @@ import (
 
 // ringBytes is the memory of a capture ring. What waits longer waits in the backlog, so that the ring
 // covers the time in which the relay is busy with one batch, or does not get a processor.
-const ringBytes = 4 << 20
+const ringBytes = 3 << 20
 
 // A port is a segment's interface: the sockets on it, and the goroutine that works off what they capture.
 type port struct {

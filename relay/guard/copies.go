@@ -38,7 +38,7 @@ func LocalSource(segment int) uint32 { return 1<<31 | uint32(segment) }
 // that serves its segment; one that stands by calls neither Captured nor Received, so
 // that all accounts begin at nought when it takes over.
 //
-// Its size follows the traffic, from 160 kB to 5 MB. Beyond that (some 100,000 different
+// Its size follows the traffic, from 160 kB to 1.3 MB. Beyond that (some 25,000 different
 // datagrams per second) the oldest are forgotten early.
 //
 // The zero value is ready, without a limit for storms. All methods are to be called

@@ -433,7 +433,7 @@ func TestTableGrowsAndShrinks(t *testing.T) {
 	// At once, two ways: nearly each is remembered until its second copy. (A table of
 	// sets is not used evenly.)
 	start := 100 * s
-	const burst = 20_000
+	const burst = maxEntries / 3
 	forgotten := 0
 	for peer := range uint32(2) {
 		for i := range burst {

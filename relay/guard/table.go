@@ -6,7 +6,7 @@ package guard
 const (
 	ways       = 8       // places in which a key can be: the oldest of them makes room
 	minEntries = 4 << 10 // 160 kB: some 2,000 datagrams a second
-	maxEntries = 128 << 10
+	maxEntries = 32 << 10 // 1.3 MB
 )
 
 // An entry is what is known of a datagram on the segment, with how many copies of
