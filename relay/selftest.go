@@ -38,7 +38,7 @@ func appendTest(b []byte, nonce [nonceLen]byte) []byte {
 
 // TestReport is what became of a test broadcast at one place.
 type TestReport struct {
-	// Peer is the relay that reports; "this relay" for one's own.
+	// Peer is the relay that reports; [ThisRelay] for one's own.
 	Peer string `json:"peer"`
 	// Segment is its interface.
 	Segment string `json:"segment,omitempty"`
@@ -130,17 +130,18 @@ func (w *worker) sawTest(s *segment, i int, d *datagram.Datagram, reason drop.Re
 		outcome = reason.String()
 	}
 	if w.sources[i] >= guard.LocalSource(0) { // from another segment of this relay
-		w.engine.tests.tell(nonce, TestReport{Peer: thisRelay, Segment: s.name, Outcome: outcome, OK: fine(outcome)}, w.now)
+		w.engine.tests.tell(nonce, TestReport{Peer: ThisRelay, Segment: s.name, Outcome: outcome, OK: fine(outcome)}, w.now)
 		return
 	}
 	w.pendingTests = append(w.pendingTests, testSeen{w.sources[i], mesh.TestReport{Nonce: nonce, Segment: s.name, Outcome: outcome}})
 }
 
-const thisRelay = "this relay"
+// ThisRelay is in place of a peer in what a relay reports of itself.
+const ThisRelay = "this relay"
 
 // capturedTest notes that a test broadcast came up on a segment.
 func (e *engine) capturedTest(s *segment, d *datagram.Datagram, reason drop.Reason, now time.Time) {
-	r := TestReport{Peer: thisRelay, Segment: s.name, Outcome: outcomeCaptured, OK: true}
+	r := TestReport{Peer: ThisRelay, Segment: s.name, Outcome: outcomeCaptured, OK: true}
 	if reason != drop.None {
 		r.Outcome, r.OK = reason.String(), reason == drop.Standby
 	}
@@ -164,7 +165,7 @@ func (e *engine) test(ctx context.Context, port uint16, broadcast func(ifname st
 	payload := appendTest(nil, nonce)
 	for _, s := range e.segments {
 		if err := broadcast(s.name, port, payload); err != nil {
-			e.tests.tell(nonce, TestReport{Peer: thisRelay, Segment: s.name, Outcome: err.Error()}, time.Now())
+			e.tests.tell(nonce, TestReport{Peer: ThisRelay, Segment: s.name, Outcome: err.Error()}, time.Now())
 		}
 	}
 	return func(yield func(TestReport) bool) {
@@ -202,7 +203,7 @@ func (e *engine) test(ctx context.Context, port uint16, broadcast func(ifname st
 func (e *engine) missing(captured map[string]bool, heard map[uint32]bool, relayed bool) iter.Seq[TestReport] {
 	return func(yield func(TestReport) bool) {
 		for _, s := range e.segments {
-			if !captured[s.name] && !yield(TestReport{Peer: thisRelay, Segment: s.name, Outcome: "not captured"}) {
+			if !captured[s.name] && !yield(TestReport{Peer: ThisRelay, Segment: s.name, Outcome: "not captured"}) {
 				return
 			}
 		}
