@@ -52,6 +52,9 @@ const (
 	MaxPeers = 1024
 	// maxNeighbours keeps somebody who announces relays that are not there from taking the room of others.
 	maxNeighbours = 64
+	// maxLearned keeps a member of a sealed mesh that shows up as one relay after the other from taking the room of those that
+	// are configured.
+	maxLearned = 256
 )
 
 // Errors of options.
@@ -276,7 +279,7 @@ func (m *Mesh) addPeer(addr netip.AddrPort, o origin) bool {
 	}
 	p := m.byAddr[addr]
 	if p == nil {
-		if len(m.peers) == MaxPeers || o == neighbour && m.neighbours() >= maxNeighbours {
+		if len(m.peers) == MaxPeers || o == neighbour && m.count(neighbour) >= maxNeighbours || o == learned && m.count(learned) >= maxLearned {
 			return false
 		}
 		m.number++
@@ -296,10 +299,10 @@ func (m *Mesh) addPeer(addr netip.AddrPort, o origin) bool {
 	return true
 }
 
-// neighbours counts the peers that are nothing else.
-func (m *Mesh) neighbours() (n int) {
+// count tells how many peers are of one origin and no other.
+func (m *Mesh) count(o origin) (n int) {
 	for _, p := range m.peers {
-		if p.origin == neighbour {
+		if p.origin == o {
 			n++
 		}
 	}

@@ -705,6 +705,19 @@ func TestNeighbourFlood(t *testing.T) {
 	}
 }
 
+// Nor does a member of the mesh that comes under one name after the other.
+func TestLearnedFlood(t *testing.T) {
+	w := newNetwork(t, 1)
+	a := w.add(1, keyed(1))
+	for n := range uint16(2000) {
+		a.peerOf(netip.AddrPortFrom(address(9).Addr(), n+1), [8]byte{byte(n), byte(n >> 8)})
+	}
+	if n := len(a.Peers(w.now)); n != maxLearned {
+		t.Errorf("%d peers", n)
+	}
+	a.peers(2)
+}
+
 // All methods at once, from several goroutines: for the race detector.
 func TestConcurrent(t *testing.T) {
 	m, peer, now := star(t, 1, keyed(1))
