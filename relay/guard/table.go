@@ -4,8 +4,8 @@
 package guard
 
 const (
-	ways       = 8       // places in which a key can be: the oldest of them makes room
-	minEntries = 4 << 10 // 160 kB: some 2,000 datagrams a second
+	ways       = 8        // places in which a key can be: the oldest of them makes room
+	minEntries = 4 << 10  // 160 kB: some 2,000 datagrams a second
 	maxEntries = 32 << 10 // 1.3 MB
 )
 
