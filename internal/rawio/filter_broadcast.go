@@ -3,11 +3,7 @@
 
 package rawio
 
-import (
-	"encoding/binary"
-
-	"golang.org/x/net/bpf"
-)
+import "golang.org/x/net/bpf"
 
 // BroadcastFilter says what [FilterBroadcast] lets pass beside IPv4 broadcasts, and what it refuses.
 type BroadcastFilter struct {
@@ -18,9 +14,6 @@ type BroadcastFilter struct {
 	IPv4Groups, IPv6Groups bool
 	// Announcements also lets pass frames of EtherType 0x88B5, set aside for experiments (IEEE 802).
 	Announcements bool
-	// OwnMAC refuses frames that are received from this address, which has been the interface's own: an echo. What the
-	// host sends itself is not refused by it.
-	OwnMAC *[6]byte
 }
 
 // maxBroadcastRanges is how many ranges of ports a filter for broadcasts tells apart. It takes them by bisection, in six steps.
@@ -28,7 +21,6 @@ const maxBroadcastRanges = 64
 
 // Positions in Ethernet frames, and what may be there.
 const (
-	etherSource    = 6
 	etherType      = 12
 	etherHeader    = 14
 	etherTypeIPv4  = 0x0800
@@ -38,7 +30,6 @@ const (
 	ip6FragmentHeader = 8 // bytes
 	ip6FragmentField  = 2 // in the fragment header
 	ip6FragmentMask   = 0xfff8
-	packetOutgoing    = 4 // PACKET_OUTGOING, linux/if_packet.h
 )
 
 // FilterBroadcast accepts, on a packet socket, untagged frames to everybody with an IPv4 UDP datagram for a port in
@@ -55,15 +46,6 @@ func FilterBroadcast(ranges []PortRange, o BroadcastFilter) []bpf.RawInstruction
 	if o.Mark != 0 {
 		p = append(p, bpf.LoadExtension{Num: bpf.ExtMark})
 		p = append(p, require(bpf.JumpNotEqual, o.Mark)...)
-	}
-	if o.OwnMAC != nil {
-		p = append(p,
-			bpf.LoadAbsolute{Off: etherSource, Size: 4},
-			bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: binary.BigEndian.Uint32(o.OwnMAC[:]), SkipTrue: 5},
-			bpf.LoadAbsolute{Off: etherSource + 4, Size: 2},
-			bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: uint32(binary.BigEndian.Uint16(o.OwnMAC[4:])), SkipTrue: 3},
-			bpf.LoadExtension{Num: bpf.ExtType})
-		p = append(p, require(bpf.JumpEqual, packetOutgoing)...)
 	}
 	p = append(p, bpf.LoadAbsolute{Off: etherType, Size: 2})
 	if o.Announcements {
