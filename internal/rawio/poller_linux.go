@@ -44,7 +44,7 @@ type Poller struct {
 	ts   unix.Timespec
 
 	linger time.Duration // see SetLinger
-	busy   bool          // the last Wait found a descriptor ready
+	busy   bool          // the last Wait found a descriptor ready, within linger
 
 	// state lets Wake skip the system call unless the owner sleeps.
 	state atomic.Int32
@@ -122,6 +122,10 @@ func (p *Poller) wait(fds []unix.PollFd, timeout time.Duration) error {
 	}
 	var n int
 	var err error
+	var start time.Time
+	if p.linger > 0 {
+		start = time.Now()
+	}
 	lingered := false
 	if p.busy && p.linger > 0 && timeout != 0 {
 		first := p.linger
@@ -150,7 +154,7 @@ func (p *Poller) wait(fds []unix.PollFd, timeout time.Duration) error {
 		p.n--
 		p.drain()
 	}
-	p.busy = p.n > 0
+	p.busy = p.n > 0 && p.linger > 0 && time.Since(start) < p.linger
 	return nil
 }
 
@@ -188,7 +192,7 @@ func (p *Poller) hold(fds []unix.PollFd, timeout time.Duration) (int, error) {
 	}
 }
 
-// SetLinger makes Wait, after one that found a descriptor ready, keep the processor that the runtime has lent
+// SetLinger makes Wait, after one that found a descriptor ready within d, keep the processor that the runtime has lent
 // to the goroutine for up to d, before it sleeps without. The runtime's monitor need not take the processor away
 // then, and be woken to watch, for each packet: that is a third of what a packet costs that comes alone. The price is that
 // other goroutines have a processor less for d after each packet, so that d should be a few times the interval of the

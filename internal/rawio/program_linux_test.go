@@ -30,9 +30,13 @@ func programPages(t *testing.T) int {
 	return 0
 }
 
-func TestReleaseProgram(t *testing.T) {
+func TestProgramMemory(t *testing.T) {
+	memory, err := FindProgramMemory()
+	if err != nil || len(memory.regions) == 0 {
+		t.Fatalf("found %d regions, %v", len(memory.regions), err)
+	}
 	before := programPages(t)
-	if err := ReleaseProgram(); err != nil {
+	if err := memory.Release(); err != nil {
 		t.Fatal(err)
 	}
 	// Looking at it brings some of it back.
