@@ -53,7 +53,7 @@ func LookupInterface(name string) (InterfaceState, error) {
 	}
 	var last []netip.Addr
 	for _, family := range [...]int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		addrs, err := netlink.AddrList(link, family)
+		addrs, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, family) })
 		if err != nil {
 			return InterfaceState{}, fmt.Errorf("addresses of %s: %w", name, err)
 		}
@@ -84,6 +84,20 @@ func LookupInterface(name string) (InterfaceState, error) {
 	return s, nil
 }
 
+// dumpAttempts is how often the kernel is asked for a list that changes while it gives it.
+const dumpAttempts = 5
+
+// dump asks the kernel for a list. On a host where containers come and go it is interrupted time and again, by changes of other
+// interfaces as well; what came is taken then, for a change of what matters here is told, and leads to another question.
+func dump[T any](list func() ([]T, error)) (got []T, err error) {
+	for range dumpAttempts {
+		if got, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return got, err
+		}
+	}
+	return got, nil
+}
+
 // lastOf is the last address of an IPv4 network.
 func lastOf(p netip.Prefix) netip.Addr {
 	a := p.Addr().As4()
@@ -94,7 +108,7 @@ func lastOf(p netip.Prefix) netip.Addr {
 // Neighbours returns the Ethernet addresses of the hosts on an interface's network that the kernel has talked with, by
 // their IP addresses.
 func Neighbours(index int) (map[netip.Addr][6]byte, error) {
-	list, err := netlink.NeighList(index, netlink.FAMILY_ALL)
+	list, err := dump(func() ([]netlink.Neigh, error) { return netlink.NeighList(index, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("neighbours on interface %d: %w", index, err)
 	}

@@ -6,6 +6,7 @@ package rawio
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"runtime"
@@ -162,4 +163,29 @@ func TestWatchInterfaces(t *testing.T) {
 			t.Errorf("WatchInterfaces of a context that has ended: %v", err)
 		}
 	})
+}
+
+// A list that changes while it is told is asked for again, and taken as it is when that does not help.
+func TestDumpInterrupted(t *testing.T) {
+	for _, test := range []struct {
+		interrupted, asked int
+		err, want          error
+	}{
+		{0, 1, nil, nil},
+		{2, 3, nil, nil},
+		{100, dumpAttempts, nil, nil},
+		{0, 1, unix.EPERM, unix.EPERM},
+		{1, 2, unix.EPERM, unix.EPERM},
+	} {
+		asked := 0
+		got, err := dump(func() ([]int, error) {
+			if asked++; asked <= test.interrupted {
+				return []int{1}, fmt.Errorf("list: %w", netlink.ErrDumpInterrupted)
+			}
+			return []int{1}, test.err
+		})
+		if !errors.Is(err, test.want) || asked != test.asked || len(got) != 1 {
+			t.Errorf("%+v: asked %d times, got %v, %v", test, asked, got, err)
+		}
+	}
 }
