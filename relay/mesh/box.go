@@ -27,6 +27,9 @@ const (
 	arenaStart = 16 << 10
 	// arenaKept is the most memory that stays with a box from one batch to the next.
 	arenaKept = 4 << 20
+	// itemsKept is the most items for which an Inbox keeps room: a batch of full datagrams of relays has fewer. Datagrams of 64 KiB
+	// with the smallest frames there are have ten times as many.
+	itemsKept = 8 << 10
 )
 
 // Reset forgets the items and keeps the memory.
@@ -102,6 +105,9 @@ type Inbox struct {
 func (in *Inbox) Reset() {
 	clear(in.Items)
 	in.Items = in.Items[:0]
+	if cap(in.Items) > itemsKept {
+		in.Items = nil
+	}
 	in.Reports = in.Reports[:0]
 	in.arena = emptied(in.arena)
 }

@@ -96,3 +96,22 @@ func TestFloodOfHellos(t *testing.T) {
 	w.run(10 * time.Second)
 	b.wantState(1, Ours, Up)
 }
+
+// Datagrams full of the smallest frames leave no memory behind.
+func TestFloodOfFrames(t *testing.T) {
+	_, _, b := pair(t, 1, Options{})
+	datagram := appendHeader(nil, kindOpen)
+	for len(datagram) < 65_000 {
+		datagram = append(appendRecordHeader(datagram, recordFrame, minFrame), make([]byte, minFrame)...)
+	}
+	var in Inbox
+	for range 10 {
+		b.Receive(address(1), datagram, &in, new(Outbox), time.Unix(1, 0))
+	}
+	if len(in.Items) < 20_000 {
+		t.Fatalf("%d frames", len(in.Items))
+	}
+	if in.Reset(); cap(in.Items) > itemsKept {
+		t.Errorf("room for %d frames is kept", cap(in.Items))
+	}
+}
