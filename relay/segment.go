@@ -94,16 +94,16 @@ func (s *segment) periodic(w *worker, now time.Time, send func(frame []byte)) (n
 		w.expire(now, &s.drops)
 		s.look(now)
 	}
-	next = s.looked.Add(lookInterval)
 	if send == nil {
-		return next
+		return s.looked.Add(lookInterval)
 	}
+	// To look again can wait for the announcement after that: each time to wake up costs.
 	if due := s.announced.Add(guard.Interval); due.After(now) {
-		return earlier(next, due)
+		return due
 	}
 	s.announced = now
 	s.announce(now, send)
-	return earlier(next, now.Add(guard.Interval))
+	return now.Add(guard.Interval)
 }
 
 // announce tells other relays on the segment that this one is here. It is not ready before it has listened for the time
@@ -147,5 +147,6 @@ func (w *worker) tick(now time.Time) (next time.Time) {
 		w.looked = now
 		w.expire(now, &w.engine.meshDrops)
 	}
-	return earlier(next, w.looked.Add(lookInterval))
+	// With peers there is something to do every second anyway.
+	return earlier(next, w.looked.Add(2*lookInterval))
 }

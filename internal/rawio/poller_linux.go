@@ -44,7 +44,7 @@ type Poller struct {
 	ts   unix.Timespec
 
 	linger time.Duration // see SetLinger
-	busy   bool          // the last Wait found a descriptor ready, within linger
+	quick  int           // so many Waits before this one found a descriptor ready within linger
 
 	// state lets Wake skip the system call unless the owner sleeps.
 	state atomic.Int32
@@ -127,7 +127,7 @@ func (p *Poller) wait(fds []unix.PollFd, timeout time.Duration) error {
 		start = time.Now()
 	}
 	lingered := false
-	if p.busy && p.linger > 0 && timeout != 0 {
+	if p.quick >= quickEnough && timeout != 0 {
 		first := p.linger
 		if timeout > 0 {
 			first = min(first, timeout)
@@ -142,7 +142,7 @@ func (p *Poller) wait(fds []unix.PollFd, timeout time.Duration) error {
 		n, err = p.sleep(fds, timeout)
 	}
 	p.state.Store(pollerRunning)
-	p.n, p.busy = n, false
+	p.n = n
 	if err != nil {
 		p.n = 0
 		for i := range p.fds {
@@ -154,7 +154,11 @@ func (p *Poller) wait(fds []unix.PollFd, timeout time.Duration) error {
 		p.n--
 		p.drain()
 	}
-	p.busy = p.n > 0 && p.linger > 0 && time.Since(start) < p.linger
+	if p.n > 0 && p.linger > 0 && time.Since(start) < p.linger {
+		p.quick++
+	} else {
+		p.quick = 0
+	}
 	return nil
 }
 
@@ -192,7 +196,10 @@ func (p *Poller) hold(fds []unix.PollFd, timeout time.Duration) (int, error) {
 	}
 }
 
-// SetLinger makes Wait, after one that found a descriptor ready within d, keep the processor that the runtime has lent
+// quickEnough is how many packets make a stream. Fewer that come together are a question and its answer.
+const quickEnough = 4
+
+// SetLinger makes Wait, after some that found a descriptor ready within d, keep the processor that the runtime has lent
 // to the goroutine for up to d, before it sleeps without. The runtime's monitor need not take the processor away
 // then, and be woken to watch, for each packet: that is a third of what a packet costs that comes alone. The price is that
 // other goroutines have a processor less for d after each packet, so that d should be a few times the interval of the
