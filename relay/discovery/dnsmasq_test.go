@@ -68,9 +68,14 @@ func TestDnsmasq(t *testing.T) {
 		Own: func(context.Context) ([]netip.Addr, error) {
 			return []netip.Addr{netip.MustParseAddr("192.0.2.1")}, nil
 		},
-		Resolver: &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		Resolver: &net.Resolver{PreferGo: true, Dial: func(dial context.Context, network, _ string) (net.Conn, error) {
 			var d net.Dialer
-			return d.DialContext(ctx, network, address.String())
+			c, err := d.DialContext(dial, network, address.String())
+			if err == nil {
+				// A question that is under way when the server goes would be waited for, five seconds after the test.
+				context.AfterFunc(ctx, func() { c.Close() })
+			}
+			return c, err
 		}},
 	})
 	// The server may start after the first question.
