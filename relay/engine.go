@@ -105,12 +105,14 @@ type segment struct {
 	mtu      int
 	prefixes []netip.Prefix
 	addrs    []netip.AddrPort // where the mesh finds this relay
+	unmarked bool             // see link
 	// originals are the addresses of relays of the origin on the segment, as far as they are known.
 	originals []guard.MAC
 	policy    *datagram.Policy
 	copies    guard.Copies
 	election  *guard.Election
-	limiter   *guard.Limiter
+	limiter   *guard.Limiter // of what comes up on the segment
+	inbound   *guard.Limiter // of what comes to it from elsewhere
 	excesses  []guard.Excess // backing for look
 	storms    uint64         // dropped for being one, when last looked
 
@@ -314,7 +316,7 @@ func (e *engine) validate(d *datagram.Datagram) drop.Reason {
 // mine tells whether an application of this host can have sent from an address.
 func (s *segment) mine(src netip.Addr) bool {
 	if src.IsUnspecified() {
-		return true
+		return !s.unmarked
 	}
 	for _, p := range s.prefixes {
 		if p.Addr() == src {
@@ -527,7 +529,11 @@ func (s *segment) admit(d *datagram.Datagram, source uint32, serving, echo bool,
 	if echo {
 		return drop.None
 	}
-	return s.copies.Received(guard.KeyOf(d.Src, d.Dst.Port(), d.Payload()), d.Link, source, stamp)
+	if reason := s.copies.Received(guard.KeyOf(d.Src, d.Dst.Port(), d.Payload()), d.Link, source, stamp); reason != drop.None {
+		return reason
+	}
+	// The relay that captured it has limits as well, but whether it is one is not known in an open mesh.
+	return s.inbound.Allow(d.Src.Addr(), len(d.IP), stamp)
 }
 
 // emit hands packets, which are so many datagrams, to the interface.

@@ -90,13 +90,18 @@ func (s *segment) look(now time.Time) {
 	s.copies.Tick(stamp)
 	s.copies.SetNeighbours(s.election.Neighbours(stamp), s.originals)
 	s.excesses = s.limiter.AppendExcesses(s.excesses[:0], stamp)
+	inward := len(s.excesses)
+	s.excesses = s.inbound.AppendExcesses(s.excesses, stamp)
 	excesses := s.excesses
 	storms := s.drops.Get(drop.Storm) + s.notEmitted.Get(drop.Storm)
 	storm := storms - s.storms
 	s.storms = storms
 	s.mu.Unlock()
-	for _, x := range excesses {
+	for i, x := range excesses {
 		who := "all of the segment"
+		if i >= inward {
+			who = "all of the other segments"
+		}
 		if x.Source.IsValid() {
 			who = x.Source.String()
 		}

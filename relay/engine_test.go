@@ -66,7 +66,7 @@ func newBare(tb testing.TB, o Options) *bare {
 	b.s.emitter = b
 	e.out = b
 	e.addSegments(b.s)
-	b.s.set(link{datagram.MAC{2, 0, 1}, 1500, []netip.Prefix{netip.MustParsePrefix("10.77.0.101/24")}}, "")
+	b.s.set(link{mac: datagram.MAC{2, 0, 1}, mtu: 1500, prefixes: []netip.Prefix{netip.MustParsePrefix("10.77.0.101/24")}}, "")
 	return b
 }
 

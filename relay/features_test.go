@@ -197,7 +197,7 @@ func TestInterfaceChanges(t *testing.T) {
 		old := p.mac
 		p.mac, p.prefix = datagram.MAC{2, 0, 1, 7, 7, 7}, netip.MustParsePrefix("192.0.2.129/25")
 		p.wire.attach(p.host)
-		p.s.set(link{p.mac, 1500, []netip.Prefix{p.prefix}}, "")
+		p.s.set(link{mac: p.mac, mtu: 1500, prefixes: []netip.Prefix{p.prefix}}, "")
 		wait(settle)
 		hosts[1].send("back again")
 		hosts[1].sendTo(netip.MustParseAddrPort("10.77.1.255:5076"), "directed")

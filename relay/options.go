@@ -25,9 +25,9 @@ var ErrOptions = errors.New("bad options")
 const (
 	DefaultMeshPort    = 7124 // SnowSignal's
 	DefaultMeshMTU     = mesh.DefaultPayload
-	DefaultSourceRate  = 20_000  // broadcasts per second; a busy EPICS client sends some hundreds
-	DefaultSegmentRate = 200_000 // broadcasts per second
-	DefaultRepeatRate  = 200     // identical broadcasts per second
+	DefaultSourceRate  = 20_000 // broadcasts per second; a busy EPICS client sends some hundreds
+	DefaultSegmentRate = 50_000 // broadcasts per second
+	DefaultRepeatRate  = 200    // identical broadcasts per second
 )
 
 // A Direction says which way a relay carries broadcasts.
@@ -140,16 +140,16 @@ func (o *Options) complete() error {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	// The policy of a segment without addresses shows whether ports and groups are sound.
-	if _, err := datagram.NewPolicy(o.policy(nil)); err != nil {
+	if _, err := datagram.NewPolicy(o.policy(nil, nil)); err != nil {
 		return fmt.Errorf("%w: %w", ErrOptions, err)
 	}
 	return nil
 }
 
-// policy is what a segment with these prefixes relays.
-func (o *Options) policy(prefixes []netip.Prefix) datagram.Config {
+// policy is what a segment with these prefixes and broadcast addresses relays.
+func (o *Options) policy(prefixes []netip.Prefix, broadcasts []netip.Addr) datagram.Config {
 	return datagram.Config{
-		Ports: o.Ports, Groups: o.Groups, Prefixes: prefixes,
+		Ports: o.Ports, Groups: o.Groups, Prefixes: prefixes, Broadcasts: broadcasts,
 		Allow: o.AllowSources, Deny: o.DenySources, RewriteDirected: o.Rewrite,
 	}
 }

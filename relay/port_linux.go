@@ -207,7 +207,10 @@ func (p *port) refresh(now time.Time) {
 
 // setState notes what the interface is, and why it is not up if there is a problem.
 func (p *port) setState(problem string) {
-	p.segment.set(link{mac: p.info.MAC, mtu: p.info.MTU, prefixes: p.info.Prefixes}, problem)
+	p.segment.set(link{
+		mac: p.info.MAC, mtu: p.info.MTU, prefixes: p.info.Prefixes, broadcasts: p.info.Broadcasts,
+		unmarked: p.emitter != nil && !p.emitter.HasMark(),
+	}, problem)
 }
 
 func (p *port) openSockets() (err error) {

@@ -20,13 +20,14 @@ const lookInterval = time.Second
 func newSegment(e *engine, name string, number uint32) (*segment, error) {
 	s := &segment{engine: e, name: name, number: number, problem: "not looked at yet"}
 	s.copies.SetStorm(e.opts.RepeatRate)
-	s.limiter = guard.NewLimiter(guard.Rates{SourcePackets: e.opts.SourceRate, TotalPackets: e.opts.SegmentRate})
+	rates := guard.Rates{SourcePackets: e.opts.SourceRate, TotalPackets: e.opts.SegmentRate}
+	s.limiter, s.inbound = guard.NewLimiter(rates), guard.NewLimiter(rates)
 	_, _ = rand.Read(s.token[:]) // it never fails
 	s.election = guard.NewElection(guard.ElectionConfig{
 		Relay: e.id, Mesh: e.mesh.MeshID(), Token: s.token, Trust: e.trust(), Log: e.log.With("interface", name),
 	})
 	var err error
-	if s.policy, err = datagram.NewPolicy(e.opts.policy(nil)); err != nil {
+	if s.policy, err = datagram.NewPolicy(e.opts.policy(nil, nil)); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrOptions, err)
 	}
 	return s, nil
@@ -47,6 +48,10 @@ type link struct {
 	mac      datagram.MAC
 	mtu      int
 	prefixes []netip.Prefix
+	// broadcasts are its directed broadcast addresses, as far as they are not the last of a prefix.
+	broadcasts []netip.Addr
+	// unmarked tells that what this relay emits cannot be told from what the host's applications send.
+	unmarked bool
 }
 
 // set notes what the interface is like now. The segment is up if there is no problem.
@@ -57,7 +62,7 @@ func (s *segment) set(l link, problem string) {
 	for _, prefix := range l.prefixes {
 		addrs = append(addrs, netip.AddrPortFrom(prefix.Addr(), e.opts.MeshPort))
 	}
-	policy, err := datagram.NewPolicy(e.opts.policy(l.prefixes))
+	policy, err := datagram.NewPolicy(e.opts.policy(l.prefixes, l.broadcasts))
 	if !up {
 		s.election.SetReady(false, addrs)
 	}
@@ -65,7 +70,7 @@ func (s *segment) set(l link, problem string) {
 	s.mu.Lock()
 	was, before := s.up, s.problem
 	s.up, s.problem, s.addrs = up, problem, addrs
-	s.mac, s.mtu, s.prefixes = l.mac, l.mtu, l.prefixes
+	s.mac, s.mtu, s.prefixes, s.unmarked = l.mac, l.mtu, l.prefixes, l.unmarked
 	if err == nil { // else there is an address that makes no sense: what was known before is better than nothing
 		s.policy = policy
 	}

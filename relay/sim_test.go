@@ -530,7 +530,7 @@ func (w *world) relay(n int, wires []*wire, peers []int, change func(*Options)) 
 	w.mu.Unlock()
 	x.peers(peers...)
 	for _, p := range x.ports {
-		p.s.set(link{p.mac, 1500, []netip.Prefix{p.prefix}}, "")
+		p.s.set(link{mac: p.mac, mtu: 1500, prefixes: []netip.Prefix{p.prefix}}, "")
 		p.wire.attach(p.host)
 		x.goes(func() { p.run(ctx) })
 	}

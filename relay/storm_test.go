@@ -527,6 +527,26 @@ func TestFlood(t *testing.T) {
 			}
 		})
 	})
+	t.Run("mesh, different ones", func(t *testing.T) {
+		inWorld(t, 1, func(t *testing.T, w *world) {
+			h := w.wires[0].host(1)
+			x := w.relay(1, w.wires, []int{9}, func(o *Options) { o.SourceRate, o.SegmentRate = 100, 1000 })
+			wait(settle)
+			for i := range 5000 {
+				ss := append([]byte("SS"), ethernet(datagram.MAC{2, 9}, ipUDP(netip.MustParseAddrPort("192.0.2.77:9"), netip.MustParseAddrPort("255.255.255.255:5076"), fmt.Appendf(nil, "flood %d", i)))...)
+				w.post(meshAddress(9), x.addr, ss)
+				time.Sleep(time.Millisecond)
+			}
+			wait(time.Second)
+			if n := len(h.take()); n < 600 || n > 800 {
+				t.Errorf("%d of the flood were emitted", n)
+			}
+			wait(10 * time.Second)
+			if x.log.count("too many broadcasts") != 1 || x.log.count("back within the limit") != 1 {
+				t.Errorf("want one line when it begins and one when it ends: %q", x.log.lines)
+			}
+		})
+	})
 }
 
 // Loss, doubling and disorder in the mesh lose or reorder, and never multiply.

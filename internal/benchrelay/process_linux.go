@@ -14,9 +14,9 @@ import (
 
 var errProc = errors.New("unexpected content")
 
-// cpuOf is the processor time of a process, in steps of 10 ms.
-func cpuOf(pid int) (time.Duration, error) {
-	name := fmt.Sprintf("/proc/%d/stat", pid)
+// cpuOf is the processor time of the process or thread with a directory in /proc, in steps of 10 ms.
+func cpuOf(dir string) (time.Duration, error) {
+	name := dir + "/stat"
 	data, err := os.ReadFile(name)
 	if err != nil {
 		return 0, err

@@ -284,6 +284,11 @@ func (b *bench) latency(ctx context.Context) error {
 			}
 		}
 	}
+	least, err := b.bareCPU(ctx, l, load)
+	if err != nil {
+		return err
+	}
+	b.figures.Add("cpu", "s per 100,000 at 2,000/s, into the mesh, bare loop", fmt.Sprintf("%.2f", least))
 	quantiles := func(name string) (p50, p99 time.Duration) {
 		return time.Duration(times[name].ValueAtQuantile(50)), time.Duration(times[name].ValueAtQuantile(99))
 	}
@@ -308,6 +313,39 @@ func (b *bench) latency(ctx context.Context) error {
 			fmt.Sprintf("%.2f + %.2f", into, out), "≤ 3 each", max(into, out) <= 3)
 	}
 	return nil
+}
+
+// bareCPU is the processor time, in seconds, that a bare loop takes for 100,000 broadcasts into the mesh, at a rate.
+func (b *bench) bareCPU(ctx context.Context, l *lab.Lab, load float64) (seconds float64, err error) {
+	peer := l.Host("r2").AddrTowards("seg2", 4)
+	sink, err := receive(l.Host("r2"), meshPort, ssPayload, false, peer)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, sink.close()) }()
+	sender, err := broadcaster(l.Host("s1"), "seg1", broadcastPort)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, sender.close()) }()
+	loop, err := runBare(l.Host("r1"), "seg1", []netip.AddrPort{netip.AddrPortFrom(peer, meshPort)})
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, loop.close()) }()
+	if err := b.await(ctx, sender, sink); err != nil {
+		return 0, err
+	}
+	before, err := loop.cpu()
+	if err != nil {
+		return 0, err
+	}
+	count := int(5 * load * b.seconds.Seconds())
+	if _, err := flow(ctx, sender, count, load, sink); err != nil {
+		return 0, err
+	}
+	after, err := loop.cpu()
+	return (after - before).Seconds() * 1e5 / float64(count), err
 }
 
 // exact: among three relays nothing is lost, comes twice or out of order, at a rate and in a burst that must be no effort.

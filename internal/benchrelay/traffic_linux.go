@@ -335,6 +335,12 @@ type bare struct {
 	poller *rawio.Poller
 	ended  chan error
 	quit   chan struct{}
+	thread int // of the loop
+}
+
+// cpu is what the loop has used so far.
+func (b *bare) cpu() (time.Duration, error) {
+	return cpuOf(fmt.Sprintf("/proc/self/task/%d", b.thread))
 }
 
 // runBare carries broadcasts from an interface of a host to some addresses.
@@ -366,8 +372,13 @@ func runBare(host *lab.Host, ifname string, peers []netip.AddrPort) (*bare, erro
 		return nil, err
 	}
 	b.poller.Add(b.in.FD(), rawio.Readable)
+	b.poller.SetLinger(3 * time.Millisecond)
+	started := make(chan struct{})
+	defer func() { <-started }()
 	go func() {
 		runtime.LockOSThread()
+		b.thread = syscall.Gettid()
+		close(started)
 		b.ended <- b.loop(peers)
 	}()
 	return b, nil

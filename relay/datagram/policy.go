@@ -79,6 +79,8 @@ type Config struct {
 	// broadcast addresses are the segment's directed ones; subnets of one or two addresses have none (RFC 3021).
 	// IPv6 ones do not matter.
 	Prefixes []netip.Prefix
+	// Broadcasts are directed broadcast addresses that the interface has been given beside those of its prefixes.
+	Broadcasts []netip.Addr
 	// Allow and Deny say which sources are relayed. The longest prefix that holds a source decides; a source in
 	// none of them is relayed unless Allow names any. Both empty: all are.
 	Allow, Deny []netip.Prefix
@@ -135,6 +137,14 @@ func NewPolicy(c Config) (*Policy, error) {
 			return nil, fmt.Errorf("%w: invalid prefix of the interface", ErrConfig)
 		}
 		if a, ok := directed(prefix); ok && !slices.Contains(p.broadcast, a) {
+			p.broadcast = append(p.broadcast, a)
+		}
+	}
+	for _, a := range c.Broadcasts {
+		if !a.Is4() || a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() {
+			return nil, fmt.Errorf("%w: %v is not a broadcast address", ErrConfig, a)
+		}
+		if a != limited && !slices.Contains(p.broadcast, a) {
 			p.broadcast = append(p.broadcast, a)
 		}
 	}

@@ -260,3 +260,19 @@ func TestParsePorts(t *testing.T) {
 		t.Errorf("got %s", got)
 	}
 }
+
+// A broadcast address that is not the last of a prefix is one all the same, where the interface has it.
+func TestBroadcasts(t *testing.T) {
+	ports := []PortRange{{5076, 5076}}
+	p := mustPolicy(t, Config{Ports: ports, Prefixes: prefixes("10.77.1.3/24"), Broadcasts: []netip.Addr{
+		netip.MustParseAddr("10.77.1.0"), netip.MustParseAddr("10.77.1.255"), limited,
+	}})
+	if want := []netip.Addr{netip.MustParseAddr("10.77.1.255"), netip.MustParseAddr("10.77.1.0")}; !slices.Equal(p.broadcast, want) {
+		t.Errorf("broadcast addresses are %v, want %v", p.broadcast, want)
+	}
+	for _, text := range []string{"0.0.0.0", "127.255.255.255", "224.0.0.1", "2001:db8::1"} {
+		if _, err := NewPolicy(Config{Ports: ports, Broadcasts: []netip.Addr{netip.MustParseAddr(text)}}); !errors.Is(err, ErrConfig) {
+			t.Errorf("broadcast address %s: %v, want an error", text, err)
+		}
+	}
+}

@@ -38,7 +38,7 @@ type Rates struct {
 
 // DefaultRates is far above what any application of broadcasts sends, and below
 // what hurts the segments that it would be carried to.
-func DefaultRates() Rates { return Rates{SourcePackets: 20_000, TotalPackets: 200_000} }
+func DefaultRates() Rates { return Rates{SourcePackets: 20_000, TotalPackets: 50_000} }
 
 // A Limiter holds the datagrams of a segment to [Rates] and knows who sends most.
 // Its memory is allocated at once, some 0.9 MB; of more than 8,192 sources those that were silent
