@@ -9,6 +9,7 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -30,9 +31,7 @@ import (
 func parsedRelay(t *testing.T, env map[string]string, args ...string) *relayOptions {
 	t.Helper()
 	ta := newTestApp(nil)
-	for name, value := range env {
-		ta.env[name] = value
-	}
+	maps.Copy(ta.env, env)
 	o := &relayOptions{}
 	cmd := newRelayCommandFor(ta.app, o)
 	if err := cmd.ParseFlags(relayArgs(cmd, args)); err != nil {
@@ -52,9 +51,7 @@ func TestRelayPrecedence(t *testing.T) {
 		"TARGET_INTERFACE": "eth7", "BDCAST_PORT": "5064", "MESH_PORT": "7001", "LOGLEVEL": "error", "SERVICENAME": "relays",
 	}
 	both := map[string]string{"FATHOM_TARGET_INTERFACE": "eth8,eth9", "FATHOM_BROADCAST_PORT": "5065", "FATHOM_MESH_PORT": "7002", "FATHOM_SERVICE": "ours"}
-	for name, value := range origin {
-		both[name] = value
-	}
+	maps.Copy(both, origin)
 	empty := map[string]string{}
 	for name := range both {
 		empty[name] = ""

@@ -164,8 +164,10 @@ func (r *relay) stop() {
 	_ = r.cmd.Wait() // how it ends does not matter here
 }
 
-func (r *relay) cpu() (time.Duration, error) { return cpuOf(fmt.Sprintf("/proc/%d", r.cmd.Process.Pid)) }
-func (r *relay) memory() (memory, error)     { return memoryOf(r.cmd.Process.Pid) }
+func (r *relay) cpu() (time.Duration, error) {
+	return cpuOf(fmt.Sprintf("/proc/%d", r.cmd.Process.Pid))
+}
+func (r *relay) memory() (memory, error) { return memoryOf(r.cmd.Process.Pid) }
 
 // mesh is a lab with relays in it, all of them peers of each other, and what is sent and counted there.
 type mesh struct {
