@@ -103,6 +103,10 @@ type Options struct {
 	// RequireInterfaces makes New fail when an interface is not there or not up. Otherwise the relay waits for it.
 	RequireInterfaces bool
 
+	// Housekeeping, if not nil, is called every second or two, when the relay is awake anyway: to wake up for it costs more than most
+	// that is done then. It must not block.
+	Housekeeping func()
+
 	Version string
 	Log     *slog.Logger          // nil logs nothing
 	Metrics prometheus.Registerer // nil registers none

@@ -313,6 +313,9 @@ func (c *meshConn) count(now time.Time) {
 	if dropped, err := c.conn.Dropped(); err == nil {
 		c.dropped.Store(dropped)
 	}
+	if f := c.engine.opts.Housekeeping; f != nil {
+		f()
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for to, f := range c.failures {

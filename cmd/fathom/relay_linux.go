@@ -262,6 +262,7 @@ func (a *app) runRelay(cmd *cobra.Command, o *relayOptions) error {
 			name = r.Interfaces[0] + "-" + name
 		}
 	}
+	r.Housekeeping = staySmall(log)
 	rl, err := relay.New(*r)
 	switch {
 	case errors.Is(err, relay.ErrOptions):
@@ -284,7 +285,6 @@ func (a *app) runRelay(cmd *cobra.Command, o *relayOptions) error {
 	// Each interface, and the mesh, has a loop that keeps a processor to itself while it is busy.
 	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + len(r.Interfaces) + 1)
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return staySmall(ctx, log) })
 	if err := serveHealth(ctx, group, o.metrics, registry, func() bool { return rl.Status().Ready }); err != nil {
 		listener.Close()
 		return err
@@ -300,26 +300,19 @@ func (a *app) runRelay(cmd *cobra.Command, o *relayOptions) error {
 	return nil
 }
 
-// smallInterval is how often the memory of the program's own file is given back. It costs a ten-thousandth of a processor.
-const smallInterval = 3 * time.Second
-
-// staySmall keeps the pages of the program's file that are in memory to those that a relay uses. Most of a program that can do
-// so much else is only looked at when it starts, or once in a while.
-func staySmall(ctx context.Context, log *slog.Logger) error {
+// staySmall gives a function, to be called now and then, that keeps the pages of the program's file that are in memory to those
+// that a relay uses. Most of a program that can do so much else is only looked at when it starts, or once in a while.
+func staySmall(log *slog.Logger) func() {
 	debug.FreeOSMemory()
 	memory, err := rawio.FindProgramMemory()
-	ticker := time.NewTicker(smallInterval)
-	defer ticker.Stop()
-	for err == nil {
-		err = memory.Release()
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-ticker.C:
+	return func() {
+		if err == nil {
+			err = memory.Release()
+		}
+		if err != nil { // it is a matter of a few megabytes
+			log.Debug("memory", "error", err)
 		}
 	}
-	log.Debug("memory", "error", err)
-	return nil // it is a matter of a few megabytes
 }
 
 // sources gives where peers come from.

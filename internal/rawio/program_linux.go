@@ -13,7 +13,13 @@ import (
 )
 
 // ProgramMemory is where the program's own file is in memory: its code, and its constants.
-type ProgramMemory struct{ regions [][2]uintptr } // from, to
+type ProgramMemory struct {
+	regions [][2]uintptr // from, to
+	faults  int64        // of the process, when it was given back last
+}
+
+// fewFaults bring back so little that it can stay: a page cache maps some 64 kB around each.
+const fewFaults = 32
 
 // FindProgramMemory looks for it. What it finds holds for as long as the program runs.
 func FindProgramMemory() (m ProgramMemory, err error) {
@@ -44,14 +50,22 @@ func FindProgramMemory() (m ProgramMemory, err error) {
 
 // Release gives the memory back. What is still needed comes back by itself, from the page cache, a few pages at a time: a
 // large program that starts once, and then does one thing for months, occupies a fraction of its size. It costs some
-// ten microseconds, and some hundred for what comes back.
+// ten microseconds, and some hundred for what comes back; nothing when hardly anything has come back since the last time.
 //
 // It touches only what is mapped from the file and cannot be written to, so that nothing is lost.
-func (m ProgramMemory) Release() error {
+func (m *ProgramMemory) Release() error {
+	var usage unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &usage); err != nil {
+		return fmt.Errorf("release the program's memory: %w", err)
+	}
+	if m.faults > 0 && usage.Minflt-m.faults < fewFaults {
+		return nil
+	}
 	for _, r := range m.regions {
 		if _, _, errno := unix.Syscall(unix.SYS_MADVISE, r[0], r[1]-r[0], unix.MADV_DONTNEED); errno != 0 {
 			return fmt.Errorf("release the program's memory: %w", errno)
 		}
 	}
+	m.faults = usage.Minflt
 	return nil
 }
