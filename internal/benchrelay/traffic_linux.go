@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -335,12 +336,12 @@ type bare struct {
 	poller *rawio.Poller
 	ended  chan error
 	quit   chan struct{}
-	thread int // of the loop
+	thread string // of the loop: its directory in /proc
 }
 
 // cpu is what the loop has used so far.
 func (b *bare) cpu() (time.Duration, error) {
-	return cpuOf(fmt.Sprintf("/proc/self/task/%d", b.thread))
+	return cpuOf("/proc/" + b.thread)
 }
 
 // runBare carries broadcasts from an interface of a host to some addresses.
@@ -377,7 +378,7 @@ func runBare(host *lab.Host, ifname string, peers []netip.AddrPort) (*bare, erro
 	defer func() { <-started }()
 	go func() {
 		runtime.LockOSThread()
-		b.thread = syscall.Gettid()
+		b.thread, _ = os.Readlink("/proc/thread-self") // without it cpu says so
 		close(started)
 		b.ended <- b.loop(peers)
 	}()
