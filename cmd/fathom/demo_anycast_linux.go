@@ -103,7 +103,7 @@ func anycastChapter(ctx context.Context, d *demo) (err error) {
 	if err := p.startFleet(fleetCtx, fleet, dir); err != nil {
 		return err
 	}
-	p.picture()
+	p.picture(anycastFile, "# Each customer")
 	for i, part := range []func(context.Context) error{p.sites, p.trace, p.catchments, p.flipping, p.watch} {
 		if i > 0 {
 			p.say("")
@@ -114,16 +114,6 @@ func anycastChapter(ctx context.Context, d *demo) (err error) {
 	}
 	p.say("")
 	return nil
-}
-
-// picture shows the head of the file, without what it says about trying it.
-func (p *anycastDemo) picture() {
-	for line := range strings.Lines(string(anycastFile)) {
-		if !strings.HasPrefix(line, "#") || strings.HasPrefix(line, "# Each customer") {
-			break
-		}
-		p.say("%s", strings.TrimRight(strings.TrimPrefix(line, "#"), "\n"))
-	}
 }
 
 // dialFrom gives a function that connects from a host.

@@ -138,6 +138,16 @@ func runDemo(ctx context.Context, a *app, only []string, asJSON bool) error {
 // say prints text for eyes.
 func (d *demo) say(format string, args ...any) { fmt.Fprintf(d.out, format+"\n", args...) }
 
+// picture shows the comment at the head of a lab file, up to a line that begins with end; all of it if that is empty.
+func (d *demo) picture(file []byte, end string) {
+	for line := range strings.Lines(string(file)) {
+		if !strings.HasPrefix(line, "#") || end != "" && strings.HasPrefix(line, end) {
+			break
+		}
+		d.say("%s", strings.TrimRight(strings.TrimPrefix(line, "#"), "\n"))
+	}
+}
+
 // heading begins a table of checks.
 func (d *demo) heading(what string) {
 	d.say("%-33s%-41s%s", what, "found", "the lab file says")

@@ -62,12 +62,7 @@ func pathsChapter(ctx context.Context, d *demo) error {
 		return err
 	}
 	defer p.prober.Close()
-	for line := range strings.Lines(string(pathsFile)) {
-		if !strings.HasPrefix(line, "#") {
-			break
-		}
-		d.say("%s", strings.TrimRight(strings.TrimPrefix(line, "#"), "\n"))
-	}
+	d.picture(pathsFile, "")
 	d.say("")
 	for _, part := range []func(context.Context) error{p.probes, p.path, p.multipath} {
 		if err := part(ctx); err != nil {

@@ -105,7 +105,7 @@ func relayChapter(ctx context.Context, d *demo) (err error) {
 	if err := os.WriteFile(p.key, append(key, '\n'), 0o600); err != nil {
 		return err
 	}
-	p.picture()
+	p.picture(relayFile, "# Try it")
 
 	ctx, stop := context.WithCancel(ctx)
 	group, ctx := errgroup.WithContext(ctx)
@@ -129,16 +129,6 @@ func relayChapter(ctx context.Context, d *demo) (err error) {
 	}
 	p.say("")
 	return nil
-}
-
-// picture shows the head of the file, without what it says about trying it.
-func (p *relayDemo) picture() {
-	for line := range strings.Lines(string(relayFile)) {
-		if !strings.HasPrefix(line, "#") || strings.HasPrefix(line, "# Try it") {
-			break
-		}
-		p.say("%s", strings.TrimRight(strings.TrimPrefix(line, "#"), "\n"))
-	}
 }
 
 // socket opens a UDP socket on a host, which may broadcast.
