@@ -8,9 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"regexp"
 	"syscall"
 	"time"
@@ -81,31 +79,16 @@ func (b *bench) run(ctx context.Context, only *regexp.Regexp) (err error) {
 		return err
 	}
 	if b.program == "" {
-		b.program = filepath.Join(b.dir, "fathom")
-		build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", b.program, "./cmd/fathom")
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := build.CombinedOutput(); err != nil {
-			return fmt.Errorf("build fathom (run this from the top of the repository): %w\n%s", err, out)
+		if b.program, err = figures.BuildFathom(ctx, b.dir); err != nil {
+			return err
 		}
 	}
-	for _, s := range []struct {
-		name string
-		f    func(context.Context) error
-	}{
-		{"requests", b.requests},
-		{"frames", b.frames},
-		{"queue", b.queue},
-		{"agent", b.alone},
-		{"burst", b.burst},
-		{"catchment", b.catchment},
-	} {
-		if !only.MatchString(s.name) {
-			continue
-		}
-		fmt.Fprintf(os.Stderr, "%s …\n", s.name)
-		if err := s.f(ctx); err != nil {
-			return fmt.Errorf("%s: %w", s.name, err)
-		}
-	}
-	return nil
+	return figures.RunSections(ctx, only,
+		figures.Section{Name: "requests", Run: b.requests},
+		figures.Section{Name: "frames", Run: b.frames},
+		figures.Section{Name: "queue", Run: b.queue},
+		figures.Section{Name: "agent", Run: b.alone},
+		figures.Section{Name: "burst", Run: b.burst},
+		figures.Section{Name: "catchment", Run: b.catchment},
+	)
 }

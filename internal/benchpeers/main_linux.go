@@ -104,27 +104,15 @@ func (b *bench) run(ctx context.Context) error {
 	if err := b.prepare(); err != nil {
 		return err
 	}
-	for _, s := range []struct {
-		name string
-		f    func(context.Context) error
-	}{
-		{"icmp", b.rates},
-		{"protocols", b.protocols},
-		{"frames", b.frames},
-		{"mtr-packet", b.textProtocol},
-		{"accuracy", b.accuracy},
-		{"many", b.many},
-		{"trace", b.traces},
-	} {
-		if !b.only.MatchString(s.name) {
-			continue
-		}
-		fmt.Fprintf(os.Stderr, "%s …\n", s.name)
-		if err := s.f(ctx); err != nil {
-			return fmt.Errorf("%s: %w", s.name, err)
-		}
-	}
-	return nil
+	return figures.RunSections(ctx, b.only,
+		figures.Section{Name: "icmp", Run: b.rates},
+		figures.Section{Name: "protocols", Run: b.protocols},
+		figures.Section{Name: "frames", Run: b.frames},
+		figures.Section{Name: "mtr-packet", Run: b.textProtocol},
+		figures.Section{Name: "accuracy", Run: b.accuracy},
+		figures.Section{Name: "many", Run: b.many},
+		figures.Section{Name: "trace", Run: b.traces},
+	)
 }
 
 func (b *bench) find(program, pkg string, places ...string) string {

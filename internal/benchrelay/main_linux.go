@@ -8,9 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"regexp"
 	"syscall"
 	"time"
@@ -66,35 +64,20 @@ func (b *bench) run(ctx context.Context, only *regexp.Regexp) (err error) {
 	}
 	defer func() { _ = os.RemoveAll(b.dir) }() // it is a temporary directory
 	if b.program == "" {
-		b.program = filepath.Join(b.dir, "fathom")
-		build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", b.program, "./cmd/fathom")
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := build.CombinedOutput(); err != nil {
-			return fmt.Errorf("build fathom (run this from the top of the repository): %w\n%s", err, out)
+		if b.program, err = figures.BuildFathom(ctx, b.dir); err != nil {
+			return err
 		}
 	}
-	for _, s := range []struct {
-		name string
-		f    func(context.Context) error
-	}{
-		{"ingress", b.ingress},
-		{"egress", b.egress},
-		{"through", b.through},
-		{"latency", b.latency},
-		{"exact", b.exact},
-		{"burst", b.burst},
-		{"memory", b.memory},
-		{"cost", b.cost},
-	} {
-		if !only.MatchString(s.name) {
-			continue
-		}
-		fmt.Fprintf(os.Stderr, "%s …\n", s.name)
-		if err := s.f(ctx); err != nil {
-			return fmt.Errorf("%s: %w", s.name, err)
-		}
-	}
-	return nil
+	return figures.RunSections(ctx, only,
+		figures.Section{Name: "ingress", Run: b.ingress},
+		figures.Section{Name: "egress", Run: b.egress},
+		figures.Section{Name: "through", Run: b.through},
+		figures.Section{Name: "latency", Run: b.latency},
+		figures.Section{Name: "exact", Run: b.exact},
+		figures.Section{Name: "burst", Run: b.burst},
+		figures.Section{Name: "memory", Run: b.memory},
+		figures.Section{Name: "cost", Run: b.cost},
+	)
 }
 
 // logf shows what is being tried, to those who asked.
