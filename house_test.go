@@ -31,7 +31,7 @@ var house = [][]string{
 	{"cmd/fathom", "cmd/mtr-packet", "internal/benchanycast", "internal/benchpeers", "internal/benchrelay", "examples/anycast-program"},
 	{"web"},
 	{"store"},
-	{"anycast", "relay"},
+	{"anycast", "relay", "swarm"},
 	{"trace"},
 	{"probe"},
 	{"internal/labnet"},

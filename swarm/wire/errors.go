@@ -1,0 +1,15 @@
+// Copyright The Fathom Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package wire
+
+import "errors"
+
+var (
+	// ErrUnreachable says that a member cannot be reached, or did not answer in time.
+	ErrUnreachable = errors.New("member unreachable")
+	// ErrMessage says that bytes are not a message of this format.
+	ErrMessage = errors.New("malformed message")
+	// ErrAnswer says that a member answered with something else than the answer to the request.
+	ErrAnswer = errors.New("unexpected answer")
+)
