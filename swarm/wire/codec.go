@@ -12,20 +12,22 @@ import (
 	"github.com/seed5728abee/fathom/swarm/member"
 )
 
-// Append appends the encoding of a message to b.
+// Append appends the encoding of a message to b. Lists above the bounds of this package are cut to them; byte strings
+// are not, so a record, an offer or a payload that is too long makes a message that is refused.
 func Append(b []byte, m Message) []byte {
 	return m.append(append(b, byte(m.Kind())))
 }
 
 // Decode reads one message, which has to fill b. The payload of a Push and of Payloads shares memory with b; nothing
-// else does. The error wraps [ErrMessage].
+// else does. There is one encoding of each message: what Decode takes, [Append] gives back. The error wraps
+// [ErrMessage], and [ErrKind] when the kind is not known.
 func Decode(b []byte) (Message, error) {
 	if len(b) == 0 {
 		return nil, fmt.Errorf("%w: empty", ErrMessage)
 	}
 	prototype := prototypes[Kind(b[0])]
 	if prototype == nil {
-		return nil, fmt.Errorf("%w: kind %d", ErrMessage, b[0])
+		return nil, fmt.Errorf("%w: %w %d", ErrMessage, ErrKind, b[0])
 	}
 	d := decoder{rest: b[1:]}
 	m := prototype.decode(&d)
@@ -41,9 +43,33 @@ func Decode(b []byte) (Message, error) {
 // prototypes holds one value of each message. An array, as it is looked into for each message that comes in.
 var prototypes = func() (p [256]Message) {
 	for _, m := range []Message{
-		Ping{}, Pong{}, State{}, Notify{}, Neighbours{}, Lookup{}, Found{}, Step{}, Closest{}, Attach{}, Attached{},
-		Store{}, Stored{}, Fetch{}, Records{}, Push{}, Pushed{}, Want{}, Payloads{}, Try{}, Tried{}, Meet{}, Met{},
-		Refused{}, Leave{}, Have{},
+		Ping{},
+		Pong{},
+		State{},
+		Notify{},
+		Neighbours{},
+		Lookup{},
+		Found{},
+		Step{},
+		Closest{},
+		Attach{},
+		Attached{},
+		Store{},
+		Stored{},
+		Fetch{},
+		Records{},
+		Push{},
+		Pushed{},
+		Want{},
+		Payloads{},
+		Try{},
+		Tried{},
+		Meet{},
+		Met{},
+		Refused{},
+		Leave{},
+		Have{},
+		Offer{},
 	} {
 		p[m.Kind()] = m
 	}
@@ -63,7 +89,7 @@ var kindNames = map[Kind]string{
 	KindLookup: "lookup", KindFound: "found", KindStep: "step", KindClosest: "closest", KindAttach: "attach",
 	KindAttached: "attached", KindStore: "store", KindStored: "stored", KindFetch: "fetch", KindRecords: "records",
 	KindPush: "push", KindPushed: "pushed", KindWant: "want", KindPayloads: "payloads", KindTry: "try",
-	KindTried: "tried", KindMeet: "meet", KindMet: "met", KindRefused: "refused", KindLeave: "leave", KindHave: "have",
+	KindTried: "tried", KindMeet: "meet", KindMet: "met", KindRefused: "refused", KindLeave: "leave", KindHave: "have", KindOffer: "offer",
 }
 
 func (Ping) Kind() Kind       { return KindPing }
@@ -92,6 +118,7 @@ func (Met) Kind() Kind        { return KindMet }
 func (Refused) Kind() Kind    { return KindRefused }
 func (Leave) Kind() Kind      { return KindLeave }
 func (Have) Kind() Kind       { return KindHave }
+func (Offer) Kind() Kind      { return KindOffer }
 
 func (Ping) append(b []byte) []byte   { return b }
 func (Pong) append(b []byte) []byte   { return b }
@@ -119,8 +146,6 @@ func (m Fetch) append(b []byte) []byte     { return append(b, m.Key[:]...) }
 func (Fetch) decode(d *decoder) Message    { return Fetch{Key: d.id()} }
 func (m Met) append(b []byte) []byte       { return appendBytes(b, m.Offer) }
 func (Met) decode(d *decoder) Message      { return Met{Offer: d.copied(MaxOffer)} }
-func (m Have) append(b []byte) []byte      { return appendTags(b, m.Tags) }
-func (Have) decode(d *decoder) Message     { return Have{Tags: d.tags()} }
 func (m Want) append(b []byte) []byte      { return appendTags(b, m.Tags) }
 func (Want) decode(d *decoder) Message     { return Want{Tags: d.tags()} }
 
@@ -145,9 +170,10 @@ func (Lookup) decode(d *decoder) Message { return Lookup{Key: d.id(), Hops: d.nu
 
 func (m Found) append(b []byte) []byte {
 	b = AppendContact(append(b, m.Key[:]...), m.Owner)
-	b = binary.AppendUvarint(appendContacts(b, m.Leaf), m.Hops)
-	b = binary.AppendUvarint(b, uint64(len(m.Path)))
-	for _, id := range m.Path {
+	b = binary.AppendUvarint(appendContacts(b, first(m.Leaf, 1)), m.Hops)
+	path := first(m.Path, MaxPath)
+	b = binary.AppendUvarint(b, uint64(len(path)))
+	for _, id := range path {
 		b = append(b, id[:]...)
 	}
 	return b
@@ -168,7 +194,7 @@ func (m Step) append(b []byte) []byte  { return binary.AppendUvarint(append(b, m
 func (Step) decode(d *decoder) Message { return Step{Key: d.id(), Count: d.number()} }
 
 func (m Closest) append(b []byte) []byte {
-	return appendContacts(appendContacts(appendBool(b, m.Owner), m.Leaf), m.Contacts)
+	return appendContacts(appendContacts(appendBool(b, m.Owner), first(m.Leaf, 1)), m.Contacts)
 }
 
 func (Closest) decode(d *decoder) Message {
@@ -176,8 +202,9 @@ func (Closest) decode(d *decoder) Message {
 }
 
 func (m Records) append(b []byte) []byte {
-	b = binary.AppendUvarint(b, uint64(len(m.Records)))
-	for _, r := range m.Records {
+	records := first(m.Records, MaxRecords)
+	b = binary.AppendUvarint(b, uint64(len(records)))
+	for _, r := range records {
 		b = appendBytes(b, r)
 	}
 	return b
@@ -192,17 +219,66 @@ func (Records) decode(d *decoder) Message {
 }
 
 func (m Push) append(b []byte) []byte {
-	b = append(append(append(b, m.Tag[:]...), m.Origin[:]...), m.Limit[:]...)
+	b = binary.AppendUvarint(append(append(b, m.Tag[:]...), m.Origin[:]...), m.Sent)
+	except := first(m.Except, MaxExcept)
+	b = binary.AppendUvarint(b, uint64(len(except)))
+	for _, id := range except {
+		b = append(b, id[:]...)
+	}
+	b = append(appendBytes(appendBytes(b, m.Key), m.Signature), m.Limit[:]...)
 	return appendBytes(binary.AppendUvarint(b, m.Hops), m.Payload)
 }
 
 func (Push) decode(d *decoder) Message {
-	return Push{Tag: d.tag(), Origin: d.id(), Limit: d.id(), Hops: d.number(), Payload: d.bytes(MaxPayload)}
+	m := Push{Tag: d.tag(), Origin: d.id(), Sent: d.number()}
+	if n := d.length(MaxExcept, len(member.ID{})); n > 0 {
+		m.Except = make([]member.ID, n)
+		for i := range m.Except {
+			m.Except[i] = d.id()
+		}
+	}
+	m.Key, m.Signature = d.copied(ed25519.PublicKeySize), d.copied(ed25519.SignatureSize)
+	if len(m.Key) != 0 && len(m.Key) != ed25519.PublicKeySize || len(m.Signature) != 0 && len(m.Signature) != ed25519.SignatureSize {
+		d.fail("key of %d bytes, signature of %d", len(m.Key), len(m.Signature))
+	}
+	m.Limit, m.Hops, m.Payload = d.id(), d.number(), d.bytes(MaxPayload)
+	return m
+}
+
+func (m Offer) append(b []byte) []byte {
+	b = append(append(b, m.Tag[:]...), m.Limit[:]...)
+	return binary.AppendUvarint(binary.AppendUvarint(b, m.Hops), m.Size)
+}
+
+func (Offer) decode(d *decoder) Message {
+	return Offer{Tag: d.tag(), Limit: d.id(), Hops: d.number(), Size: d.number()}
+}
+
+func (m Have) append(b []byte) []byte {
+	news := first(m.News, MaxTags)
+	b = binary.AppendUvarint(b, uint64(len(news)))
+	for _, n := range news {
+		b = binary.AppendUvarint(binary.AppendUvarint(append(b, n.Tag[:]...), n.Age), n.Size)
+	}
+	return b
+}
+
+func (Have) decode(d *decoder) Message {
+	n := d.length(MaxTags, len(Tag{})+2)
+	if n == 0 {
+		return Have{}
+	}
+	m := Have{News: make([]News, n)}
+	for i := range m.News {
+		m.News[i] = News{Tag: d.tag(), Age: d.number(), Size: d.number()}
+	}
+	return m
 }
 
 func (m Payloads) append(b []byte) []byte {
-	b = binary.AppendUvarint(b, uint64(len(m.Pushes)))
-	for _, p := range m.Pushes {
+	pushes := first(m.Pushes, MaxTags)
+	b = binary.AppendUvarint(b, uint64(len(pushes)))
+	for _, p := range pushes {
 		b = p.append(b)
 	}
 	return b
@@ -210,15 +286,16 @@ func (m Payloads) append(b []byte) []byte {
 
 func (Payloads) decode(d *decoder) Message {
 	var m Payloads
-	for range d.length(MaxTags, len(Tag{})+2*len(member.ID{})+2) {
+	for range d.length(MaxTags, minPush) {
 		m.Pushes = append(m.Pushes, Push{}.decode(d).(Push))
 	}
 	return m
 }
 
 func (m Tried) append(b []byte) []byte {
-	b = binary.AppendUvarint(b, uint64(len(m.Reached)))
-	for _, r := range m.Reached {
+	reached := first(m.Reached, member.MaxAddrs)
+	b = binary.AppendUvarint(b, uint64(len(reached)))
+	for _, r := range reached {
 		b = appendBool(b, r)
 	}
 	return b
@@ -250,8 +327,12 @@ func (Refused) decode(d *decoder) Message {
 
 const maxReason = 200
 
-// AppendContact appends the encoding of a contact: ID, flags (dialect in bits 0-1, leaf 2, key 3), key, addresses,
-// hosts. What is above the bounds of package member is left out.
+// first returns the list, or what of it is within a bound.
+func first[T any](list []T, limit int) []T { return list[:min(len(list), limit)] }
+
+// AppendContact appends the encoding of a contact, in the form that the package comment draws. What is above the
+// bounds of package member is left out. A contact has to be well formed ([member.Contact.Verify]), or else nobody
+// takes it.
 func AppendContact(b []byte, c member.Contact) []byte {
 	b = append(b, c.ID[:]...)
 	flags := byte(c.Dialect) & flagDialect
@@ -265,14 +346,14 @@ func AppendContact(b []byte, c member.Contact) []byte {
 	if flags&flagKey != 0 {
 		b = append(b, c.Key...)
 	}
-	addrs := c.Addrs[:min(len(c.Addrs), member.MaxAddrs)]
+	addrs := first(c.Addrs, member.MaxAddrs)
 	b = binary.AppendUvarint(b, uint64(len(addrs)))
 	for _, a := range addrs {
 		raw := a.Addr().Unmap().AsSlice()
 		b = append(b, byte(len(raw)))
 		b = binary.BigEndian.AppendUint16(append(b, raw...), a.Port())
 	}
-	hosts := c.Hosts[:min(len(c.Hosts), member.MaxHosts)]
+	hosts := first(c.Hosts, member.MaxHosts)
 	b = binary.AppendUvarint(b, uint64(len(hosts)))
 	for _, h := range hosts {
 		h.Hosts = nil
@@ -302,11 +383,14 @@ const (
 	flagsKnown  = flagDialect | flagLeaf | flagKey
 )
 
+// minPush is the size of the smallest Push, without its kind: tag, two IDs, two numbers and four empty lists.
+const minPush = len(Tag{}) + 2*len(member.ID{}) + 6
+
 // minContact is the size of the smallest contact: ID, flags and two empty lists.
 const minContact = len(member.ID{}) + 3
 
 func appendContacts(b []byte, list []member.Contact) []byte {
-	list = list[:min(len(list), MaxNeighbours)]
+	list = first(list, MaxNeighbours)
 	b = binary.AppendUvarint(b, uint64(len(list)))
 	for _, c := range list {
 		b = AppendContact(b, c)
@@ -315,7 +399,7 @@ func appendContacts(b []byte, list []member.Contact) []byte {
 }
 
 func appendTags(b []byte, tags []Tag) []byte {
-	tags = tags[:min(len(tags), MaxTags)]
+	tags = first(tags, MaxTags)
 	b = binary.AppendUvarint(b, uint64(len(tags)))
 	for _, t := range tags {
 		b = append(b, t[:]...)
@@ -373,7 +457,8 @@ func (d *decoder) bool() bool {
 
 func (d *decoder) number() uint64 {
 	v, n := binary.Uvarint(d.rest)
-	if n <= 0 {
+	// A last byte of zero adds nothing: the same number has a shorter form.
+	if n <= 0 || n > 1 && d.rest[n-1] == 0 {
 		d.fail("malformed number")
 		return 0
 	}

@@ -16,6 +16,7 @@ const (
 	MaxRecord     = 1 << 12 // bytes of a record
 	MaxRecords    = 16      // records in an answer
 	MaxTags       = 512     // broadcast tags in one message
+	MaxExcept     = 32      // members that a broadcast is not for
 	MaxOffer      = 1 << 11 // bytes of an offer to meet
 	MaxPayload    = 16 << 20
 )
@@ -51,6 +52,7 @@ const (
 	KindMeet       Kind = 24
 	KindMet        Kind = 25
 	KindRefused    Kind = 27 // the answer to any request
+	KindOffer      Kind = 28 // answered with Pushed
 
 	KindLeave Kind = 32
 	KindHave  Kind = 34
@@ -77,7 +79,7 @@ type State struct{}
 type Notify struct{ From member.Contact }
 
 // Neighbours is what a member knows of its part of the ring: itself, up to MaxNeighbours members before it, nearest
-// first, and up to MaxNeighbours after it, nearest first..
+// first, and up to MaxNeighbours after it, nearest first.
 type Neighbours struct {
 	Self         member.Contact
 	Predecessors []member.Contact
@@ -134,7 +136,7 @@ type Fetch struct{ Key member.ID }
 // Records answers Fetch.
 type Records struct{ Records [][]byte }
 
-// A Tag names one broadcast: the hash of where it began, and a random number.
+// A Tag names one broadcast: the first half of a hash over what the broadcast is. Package broadcast says over what.
 type Tag [16]byte
 
 func (t Tag) String() string { return fmt.Sprintf("%x", t[:]) }
@@ -142,23 +144,43 @@ func (t Tag) String() string { return fmt.Sprintf("%x", t[:]) }
 // Push hands a broadcast on. The receiver is in charge of the members between itself and Limit, clockwise, both
 // excluded: with Limit equal to its own ID that is the whole ring.
 type Push struct {
-	Tag     Tag
-	Origin  member.ID
-	Limit   member.ID
-	Hops    uint64
-	Payload []byte
+	Tag       Tag
+	Origin    member.ID
+	Sent      uint64      // by the origin's clock, nanoseconds since 1970; 0 when an original began it
+	Except    []member.ID // members whose application does not get it, at most MaxExcept
+	Key       []byte      // the origin's public key, 32 bytes, in a secure swarm; else empty
+	Signature []byte      // by the origin, 64 bytes, where there is a key
+	Limit     member.ID
+	Hops      uint64 // members that have passed it on
+	Payload   []byte
 }
 
-// Pushed answers Push: the receiver has the broadcast and takes its part in charge.
+// Offer is Push without the payload, for one that is large or that the receiver may well have: it asks for it with
+// Want if not.
+type Offer struct {
+	Tag   Tag
+	Limit member.ID
+	Hops  uint64
+	Size  uint64 // bytes of payload
+}
+
+// Pushed answers Push and Offer: the receiver has the broadcast and takes its part in charge.
 type Pushed struct{}
 
-// Have tells which broadcasts a member has, newest last. It is not answered.
-type Have struct{ Tags []Tag }
+// Have tells which broadcasts a member has, at most MaxTags. It is not answered.
+type Have struct{ News []News }
+
+// News is one broadcast that a member has.
+type News struct {
+	Tag  Tag
+	Age  uint64 // milliseconds since the member got it
+	Size uint64 // bytes of payload
+}
 
 // Want asks for the payloads of broadcasts that were missed.
 type Want struct{ Tags []Tag }
 
-// Payloads answers Want, with those that the member still has and that fit. Limit and Hops say nothing in them.
+// Payloads answers Want, with those that the member still has and that fit. Limit says nothing in them.
 type Payloads struct{ Pushes []Push }
 
 // Try asks a member to dial the sender's candidates, from a fresh connection, to find out which can be reached.
@@ -204,8 +226,9 @@ func (c RefusalCode) String() string {
 	return fmt.Sprintf("RefusalCode(%d)", uint8(c))
 }
 
-// Error makes a refusal an error, which a Transport's Call returns in place of the answer.
-func (r Refused) Error() string { return "refused: " + r.Code.String() + ": " + r.Reason }
+// Error makes a refusal an error, which a Transport's Call returns in place of the answer. The reason is quoted: it is
+// the other's text.
+func (r Refused) Error() string { return fmt.Sprintf("refused: %s: %q", r.Code, r.Reason) }
 
 // Leave tells neighbours that a member leaves the ring in good order, and who stood beside it.
 type Leave struct {
