@@ -77,10 +77,11 @@ type Contact struct {
 	Key ed25519.PublicKey
 
 	// Addrs are where the member listens, at most MaxAddrs, the one it is known by first; the rest are further
-	// candidates: on its LAN, IPv6, as others see it.
+	// candidates: on its LAN, IPv6, as others see it. They are unicast addresses with a port, without a zone; IPv4 is
+	// never in IPv6 form, so that equal addresses compare equal.
 	Addrs []netip.AddrPort
 
-	// Hosts are the members a Leaf keeps links to, at most MaxHosts. Hosts have no hosts.
+	// Hosts are the members a Leaf keeps links to, at most MaxHosts. Hosts are no leaves and have no hosts.
 	Hosts []Contact
 }
 
@@ -119,12 +120,15 @@ func (c Contact) Verify(b Binding) error {
 		return ErrForm
 	}
 	for _, a := range c.Addrs {
-		if !a.IsValid() || a.Addr().Zone() != "" || a.Port() == 0 {
+		if !dialable(a) {
 			return ErrForm
 		}
 	}
+	if !c.Leaf && len(c.Hosts) != 0 {
+		return ErrForm
+	}
 	for _, h := range c.Hosts {
-		if len(h.Hosts) != 0 {
+		if h.Leaf {
 			return ErrForm
 		}
 		if err := h.Verify(b); err != nil {
@@ -141,3 +145,12 @@ func (c Contact) Verify(b Binding) error {
 	}
 	return nil
 }
+
+// dialable tells whether an address can be a member's. An unspecified one would be taken for this host by connect.
+func dialable(a netip.AddrPort) bool {
+	ip := a.Addr()
+	return ip.IsValid() && !ip.Is4In6() && ip.Zone() == "" && a.Port() != 0 &&
+		!ip.IsUnspecified() && !ip.IsMulticast() && ip != broadcast
+}
+
+var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})

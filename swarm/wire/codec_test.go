@@ -35,9 +35,12 @@ func same(a, b Message) string {
 
 // TestSamplesCoverKinds makes whoever adds a message add it to the samples, and so to every test.
 func TestSamplesCoverKinds(t *testing.T) {
-	seen := map[Kind]bool{}
+	seen, names := map[Kind]bool{}, map[string]bool{}
 	for _, s := range samples() {
-		seen[s.m.Kind()] = true
+		if names[s.name] {
+			t.Errorf("two samples are called %q", s.name)
+		}
+		seen[s.m.Kind()], names[s.name] = true, true
 	}
 	for k, m := range prototypes {
 		if m != nil && !seen[Kind(k)] {
@@ -183,7 +186,10 @@ func TestRefused(t *testing.T) {
 		{"many tags in few bytes", "14" + "8004" + strings.Repeat("00", 16), "512 items in 16 bytes"},
 		{"as many items as there are numbers", "22" + "ffffffffffffffffff01", "items in 0 bytes"},
 		{"nine candidates tried", "17" + "09" + strings.Repeat("00", 9), "of at most 8"},
-		{"payload above the bound", "12" + strings.Repeat("00", 16+32+4+32) + "00" + "81808008" + "00", "of at most 16777216"},
+		{"payload above the bound", "12" + push("00", "00", "00") + "81808008" + "00", "of at most 16777216"},
+		{"key of 31 bytes", "12" + push("00", "1f"+strings.Repeat("00", 31), "00") + "00", "key of 31 bytes"},
+		{"signature of 63 bytes", "12" + push("00", "00", "3f"+strings.Repeat("00", 63)) + "00", "signature of 63"},
+		{"33 exceptions", "12" + push("21"+strings.Repeat(id, 33), "00", "00") + "00", "of at most 32"},
 		{"reason above the bound", "1b" + "01" + "c901" + strings.Repeat("41", 201), "of at most 200"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -119,12 +119,8 @@ func samples() []sample {
 		{"refused, no word", Refused{Code: 200}},
 		{"refused, full", Refused{Code: Invalid, Reason: strings.Repeat("é", maxReason/2)}},
 		{"leave", Leave{From: contact(1), Predecessors: contacts(2, 2), Successors: contacts(3, 4)}},
-		{"push, signed", Push{
-			Tag: Tag{1}, Origin: id, Sent: 1763000000000000000, Except: []member.ID{id, other}, Limit: id, Payload: []byte("hello"),
-			Key: bytes.Repeat([]byte{2}, ed25519.PublicKeySize), Signature: bytes.Repeat([]byte{3}, ed25519.SignatureSize),
-		}},
-		{"offer", Offer{Tag: Tag{1, 2, 3}, Limit: other, Hops: 2, Size: 1 << 20}},
 		{"have", Have{[]News{{Tag: Tag{1}, Age: 300, Size: 5}, {Tag: Tag{2}}}}},
+		{"have, full", Have{news(MaxTags)}},
 		{"have, none", Have{}},
 	}
 }
