@@ -157,13 +157,17 @@ func punchBoth(t testing.TB, a, b *peer, skew time.Duration, knownA, knownB []pu
 	t.Helper()
 	mine, toB := a.offer(knownA...)
 	theirs, toA := b.offer(knownB...)
+	return attempt(t, a, b, skew, mine, toB, theirs, toA, 0)
+}
+
+func attempt(t testing.TB, a, b *peer, skew time.Duration, mine, toB, theirs, toA punch.Offer, timeout time.Duration) (results [2]punch.Result, errs [2]error) {
 	var wg sync.WaitGroup
 	now := time.Now()
 	wg.Go(func() {
-		results[0], errs[0] = a.p.Punch(t.Context(), punch.Attempt{Mine: mine, Theirs: toA, Initiator: true, Start: now})
+		results[0], errs[0] = a.p.Punch(t.Context(), punch.Attempt{Mine: mine, Theirs: toA, Initiator: true, Start: now, Timeout: timeout})
 	})
 	wg.Go(func() {
-		results[1], errs[1] = b.p.Punch(t.Context(), punch.Attempt{Mine: theirs, Theirs: toB, Start: now.Add(skew)})
+		results[1], errs[1] = b.p.Punch(t.Context(), punch.Attempt{Mine: theirs, Theirs: toB, Start: now.Add(skew), Timeout: timeout})
 	})
 	wg.Wait()
 	return results, errs
