@@ -35,6 +35,9 @@ type bucket struct {
 
 // Allow takes one answer from the allowance of an address's network, if there is one left.
 func (l *Limiter) Allow(to netip.Addr) bool {
+	if !to.IsValid() {
+		return false
+	}
 	to = to.Unmap()
 	bits := 24
 	if to.Is6() {
@@ -42,7 +45,7 @@ func (l *Limiter) Allow(to netip.Addr) bool {
 	}
 	network, err := to.WithZone("").Prefix(bits)
 	if err != nil {
-		return false // no address
+		return false // cannot be: both lengths are possible
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
