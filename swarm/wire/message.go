@@ -216,10 +216,11 @@ const (
 	Invalid                  // the request breaks a rule
 	Leaving                  // the member is about to leave
 	Unsupported              // the member does not know the request
+	Stale                    // what was sent is too old, or from the future
 )
 
 func (c RefusalCode) String() string {
-	names := [...]string{NotOwner: "not the owner", NotConnected: "not connected", Overloaded: "overloaded", Invalid: "invalid", Leaving: "leaving", Unsupported: "not supported"}
+	names := [...]string{NotOwner: "not the owner", NotConnected: "not connected", Overloaded: "overloaded", Invalid: "invalid", Leaving: "leaving", Unsupported: "not supported", Stale: "stale"}
 	if int(c) < len(names) && c > 0 {
 		return names[c]
 	}
