@@ -4,11 +4,11 @@
 // Package natsim is a network of hosts behind NATs, in memory, for tests in testing/synctest bubbles: an hour of
 // timeouts passes in milliseconds.
 //
-//	 public network:  host      host      NAT ------- NAT        delay, loss
-//	                                      / \          |
-//	 networks inside:                  host  NAT     host        a NAT may be behind another
-//	                                          |
-//	                                        host
+//	public network:  host      host      NAT ------- NAT        delay, loss
+//	                                     / \          |
+//	networks inside:                  host  NAT     host        a NAT may be behind another
+//	                                         |
+//	                                       host
 //
 // NATs are of any of the kinds of RFC 4787: what mapping and filtering depend on, how ports are chosen, whether inside
 // hosts reach each other by outside addresses, how long an idle mapping lives, and whether a connection that is not
