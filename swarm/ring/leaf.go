@@ -1,0 +1,164 @@
+// Copyright The Fathom Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package ring
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/seed5728abee/fathom/swarm/member"
+	"github.com/seed5728abee/fathom/swarm/wire"
+)
+
+// A leaf is a member that cannot be reached from outside, as its host sees it.
+type leaf struct {
+	contact member.Contact
+	until   time.Time
+}
+
+// Leaves returns the leaves that the node is a host of, sorted by ID.
+func (n *Node) Leaves() []member.Contact {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.leavesLocked(time.Now())
+}
+
+func (n *Node) leavesLocked(now time.Time) []member.Contact {
+	n.expireLeavesLocked(now)
+	list := make([]member.Contact, 0, len(n.leaves))
+	for _, l := range n.leaves {
+		list = append(list, l.contact)
+	}
+	slices.SortFunc(list, func(a, b member.Contact) int { return a.ID.Compare(b.ID) })
+	return list
+}
+
+func (n *Node) expireLeavesLocked(now time.Time) {
+	for id, l := range n.leaves {
+		if now.After(l.until) {
+			delete(n.leaves, id)
+		}
+	}
+}
+
+// leafLocked returns the leaf with this ID, in a list of one, if there is one.
+func (n *Node) leafLocked(id member.ID) []member.Contact {
+	if l := n.leaves[id]; l != nil && time.Now().Before(l.until) {
+		return []member.Contact{l.contact}
+	}
+	return nil
+}
+
+// hostsLocked returns the hosts of the leaf with this ID: the first members at or after it, as far as they are known.
+func (n *Node) hostsLocked(id member.ID) []member.Contact {
+	list := []member.Contact{n.self}
+	for _, e := range [...][]*entry{n.table.after, n.table.before} {
+		for _, other := range e {
+			if other.contact.Dialect == member.Native && !names(list, other.contact.ID) {
+				list = append(list, other.contact)
+			}
+		}
+	}
+	slices.SortFunc(list, nearest(id))
+	return list[:min(len(list), member.MaxHosts)]
+}
+
+// handleAttach makes the node a host of a leaf whose place is close before its own.
+func (n *Node) handleAttach(from member.Contact, m wire.Attach) wire.Message {
+	c := m.From
+	c.Hosts = nil
+	if c.ID != from.ID || !c.Leaf || c.Verify(n.o.Binding) != nil {
+		n.misbehaved(from.ID)
+		return wire.Refused{Code: wire.Invalid, Reason: "not the sender's own contact, or not that of a leaf"}
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	now := time.Now()
+	hosts := n.hostsLocked(c.ID)
+	if !names(hosts, n.self.ID) {
+		return wire.Refused{Code: wire.NotOwner, Reason: "others are closer to the leaf's place"}
+	}
+	if n.leaves[c.ID] == nil && len(n.leaves) >= n.o.MaxLeaves {
+		if n.expireLeavesLocked(now); len(n.leaves) >= n.o.MaxLeaves {
+			return wire.Refused{Code: wire.Overloaded, Reason: "host of too many leaves"}
+		}
+	}
+	n.dropLocked(c.ID) // it may have had a place before
+	n.memory.forget(c.ID)
+	c.Hosts = hosts
+	n.leaves[c.ID] = &leaf{c, now.Add(wire.AttachLife)}
+	return wire.Attached{Hosts: hosts}
+}
+
+// attach makes the node, a leaf, known to its hosts, old and new.
+func (n *Node) attach(ctx context.Context) time.Duration {
+	soon := n.somewhat(n.o.Interval)
+	owner, err := n.ownHost(ctx)
+	if err != nil {
+		n.mu.Lock()
+		n.hosts = nil
+		n.mu.Unlock()
+		return soon
+	}
+	n.mu.Lock()
+	self := n.selfLocked()
+	n.mu.Unlock()
+	attached, err := call[wire.Attached](ctx, n, owner, wire.Attach{From: self})
+	if err != nil {
+		n.doubt(ctx, owner, err)
+		return soon
+	}
+	var all sync.WaitGroup
+	var mu sync.Mutex // guards hosts
+	hosts := []member.Contact{owner}
+	for _, h := range attached.Hosts[:min(len(attached.Hosts), member.MaxHosts)] {
+		if h.ID == owner.ID || h.Leaf || h.Dialect != member.Native || h.Verify(n.o.Binding) != nil {
+			continue
+		}
+		all.Go(func() {
+			if _, err := call[wire.Attached](ctx, n, h, wire.Attach{From: self}); err == nil {
+				mu.Lock()
+				defer mu.Unlock()
+				hosts = append(hosts, h)
+			}
+		})
+	}
+	all.Wait()
+	slices.SortFunc(hosts, nearest(self.ID))
+	n.mu.Lock()
+	n.hosts = hosts
+	now := time.Now()
+	for _, h := range hosts {
+		n.table.insert(h, now)
+	}
+	n.changed = now
+	n.mu.Unlock()
+	return n.somewhat(wire.AttachLife / 3)
+}
+
+// ownHost returns the member that owns the leaf's ID.
+func (n *Node) ownHost(ctx context.Context) (member.Contact, error) {
+	found, err := n.pass(ctx, n.table.self, 0)
+	if err == nil && found.Owner.ID != n.table.self {
+		return found.Owner, nil
+	}
+	err = ErrNoEntry
+	for _, via := range n.outsiders(3) {
+		limited, cancel := context.WithTimeout(ctx, patience)
+		found, failure := call[wire.Found](limited, n, via, wire.Lookup{Key: n.table.self})
+		cancel()
+		if err = failure; err == nil && found.Owner.ID != n.table.self {
+			return found.Owner, nil
+		}
+	}
+	return member.Contact{}, err
+}
+
+func dropHost(hosts *[]member.Contact, id member.ID) bool {
+	before := len(*hosts)
+	*hosts = slices.DeleteFunc(slices.Clone(*hosts), func(c member.Contact) bool { return c.ID == id })
+	return len(*hosts) < before
+}
