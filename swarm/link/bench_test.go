@@ -11,8 +11,10 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"runtime/debug"
 	"sync"
 	"testing"
+	"time"
 )
 
 // benchPeer is the environment variable that makes the test program the other side of a benchmark: the links of
@@ -193,4 +195,35 @@ func BenchmarkLargeMessages(b *testing.B) {
 			})
 		})
 	}
+}
+
+// BenchmarkIdle measures what a thousand links cost that nothing happens on: memory of this process, whose links end in
+// another one.
+func BenchmarkIdle(b *testing.B) {
+	const links = 1000
+	addr := startBenchPeer(b)
+	resident := func() float64 {
+		debug.FreeOSMemory()
+		text, err := os.ReadFile("/proc/self/statm")
+		if err != nil {
+			b.Skip(err)
+		}
+		var size, pages int
+		fmt.Sscan(string(text), &size, &pages)
+		return float64(pages*os.Getpagesize()) / (1 << 20)
+	}
+	before := resident()
+	for range links {
+		s := benchLink(b, addr)
+		if err := s.Send(b.Context(), nil); err != nil {
+			b.Fatal(err)
+		}
+	}
+	time.Sleep(100 * time.Millisecond) // writers end
+	for b.Loop() {
+	}
+	after := resident()
+	b.ReportMetric(before, "MiB-before")
+	b.ReportMetric(after, "MiB-resident")
+	b.ReportMetric((after-before)*1024/links, "KiB/link")
 }

@@ -6,6 +6,7 @@ package link
 import (
 	"context"
 	"fmt"
+	"sync"
 )
 
 // What does not fit a frame goes in turns with the streams, so that nothing has to wait for the whole of it. There is no
@@ -30,6 +31,24 @@ type incoming struct {
 	number  uint64 // of the request
 	total   int
 	body    []byte
+}
+
+// messageBodies are for large messages, whose payloads are only lent to the Handler.
+var messageBodies sync.Pool
+
+// add appends what came. Room is made as it comes and not as it is said to come.
+func (in *incoming) add(data []byte) {
+	if in.body == nil && in.purpose == forMessage {
+		if body, ok := messageBodies.Get().(*[]byte); ok {
+			in.body = (*body)[:0]
+		}
+	}
+	if need := len(in.body) + len(data); need > cap(in.body) {
+		grown := make([]byte, len(in.body), min(in.total, max(4*need, 8*blockSize)))
+		copy(grown, in.body)
+		in.body = grown
+	}
+	in.body = append(in.body, data...)
 }
 
 // weight is what a body takes of the budget: at least what would make it large, which bounds their number.
@@ -203,13 +222,7 @@ func (s *Session) onData(f *frame) error {
 	if len(f.body) > in.total-len(in.body) {
 		return fmt.Errorf("%w: a body of more than %d bytes", ErrProtocol, in.total)
 	}
-	if need := len(in.body) + len(f.body); need > cap(in.body) {
-		// Grown by what has come, not by what is said to come.
-		grown := make([]byte, len(in.body), min(in.total, max(2*need, 4*blockSize)))
-		copy(grown, in.body)
-		in.body = grown
-	}
-	in.body = append(in.body, f.body...)
+	in.add(f.body)
 	if len(in.body) < in.total {
 		return nil
 	}

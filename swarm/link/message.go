@@ -277,6 +277,7 @@ func (s *Session) deliverLarge(i item) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.held[forMessage] -= held(len(i.body))
+	messageBodies.Put(&i.body)
 	if err != nil {
 		s.control(&frame{kind: kindEnd, id: i.id, code: endAborted, body: reasonBytes(err.Error())})
 		return

@@ -43,8 +43,8 @@ func (s *Session) write() {
 	out := outBuffers.Get().(*outBuffer)
 	defer outBuffers.Put(out)
 	for {
-		last := s.collect()
-		if len(s.send.batch) == 0 {
+		some, last := s.collect()
+		if !some {
 			return
 		}
 		if err := s.writeBatch(out[:0]); err != nil {
@@ -63,9 +63,9 @@ func (s *Session) write() {
 	}
 }
 
-// collect moves what is to be written next into the batch, which stays empty if there is nothing: then the writer
-// has to return. It tells whether this is the goodbye: then nothing follows it.
-func (s *Session) collect() (last bool) {
+// collect moves what is to be written next into the batch, and tells whether there is some: if not, the writer has to
+// return, for another one may be there already. last is the goodbye, which nothing follows.
+func (s *Session) collect() (some, last bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	batch := s.send.batch[:0]
@@ -99,7 +99,7 @@ func (s *Session) collect() (last bool) {
 	if len(batch) == 0 {
 		s.writing = false
 	}
-	return last
+	return len(batch) > 0, last
 }
 
 // acknowledge queues what messages were delivered. It is called with mu locked.
