@@ -29,9 +29,8 @@ const (
 	maxSends = 128
 	// itemOverhead is what is counted for a payload besides its bytes.
 	itemOverhead = 512
-	// tableLife is how long a table is used before it is asked for again: asking is not free, and what is wrong in it is
-	// repaired.
-	tableLife = 100 * time.Millisecond
+	// viewLife is how long whom we know is not asked for again: asking is not free, and what is wrong is repaired.
+	viewLife = 100 * time.Millisecond
 	// suspectLife is how long a member that did not answer is passed over. The ring finds out meanwhile.
 	suspectLife = 3 * time.Second
 )
@@ -42,7 +41,7 @@ type Engine struct {
 	ctx    context.Context // ends with Run
 	cancel context.CancelFunc
 	wake   chan struct{}
-	table  atomic.Pointer[agedTable]
+	view   atomic.Pointer[view]
 
 	// mu guards all that follows. None of Options' functions is called under it.
 	mu        sync.Mutex
@@ -73,9 +72,11 @@ type Engine struct {
 	stats   Stats
 }
 
-type agedTable struct {
+// A view is whom the member knew at some time.
+type view struct {
 	*table
-	at time.Time
+	leaves []member.Contact // native
+	at     time.Time
 }
 
 // An item is a broadcast whose payload is kept.
@@ -148,7 +149,7 @@ func (e *Engine) Broadcast(ctx context.Context, payload []byte, except []member.
 	if e.o.Binding == member.ByKey {
 		p.Key, p.Signature = self.Key, e.o.Sign(signed(d))
 	}
-	t, leaves := e.members(self.ID), e.leaves(self)
+	v := e.look(self)
 	result := &outcome{done: make(chan error, 1)}
 
 	e.mu.Lock()
@@ -167,7 +168,8 @@ func (e *Engine) Broadcast(ctx context.Context, payload []byte, except []member.
 	if self.Leaf {
 		e.handToHostLocked(it, self.Hosts)
 	} else {
-		e.shareLocked(it, self.ID, t, self.ID, leaves, false)
+		e.shareLocked(it, v, self.ID, false)
+		e.handToLeavesLocked(it, v)
 	}
 	waits := result.pending > 0
 	e.mu.Unlock()
@@ -304,8 +306,7 @@ func (e *Engine) take(from member.ID, p wire.Push, how way) error {
 	}
 	// They are the caller's, who wants them back.
 	p.Key, p.Signature, p.Payload = bytes.Clone(p.Key), bytes.Clone(p.Signature), bytes.Clone(p.Payload)
-	t := e.members(self.ID)
-	leaves := e.leaves(self)
+	v := e.look(self)
 
 	e.mu.Lock()
 	if e.memory.has(p.Tag) { // another copy was faster
@@ -349,10 +350,11 @@ func (e *Engine) take(from member.ID, p wire.Push, how way) error {
 	case self.Leaf && how == injected:
 		e.handToHostLocked(it, self.Hosts)
 	case self.Leaf:
-	case duty:
-		e.shareLocked(it, self.ID, t, limit, leaves, false)
 	default:
-		e.shareLocked(it, self.ID, nil, limit, leaves, false)
+		if duty {
+			e.shareLocked(it, v, limit, false)
+		}
+		e.handToLeavesLocked(it, v)
 	}
 	e.mu.Unlock()
 	if deliver {
@@ -391,9 +393,9 @@ func (e *Engine) extend(self member.Contact, it *item, from member.ID, limit mem
 		return nil
 	}
 	e.mu.Unlock()
-	t := e.members(self.ID)
+	v := e.look(self)
 	e.mu.Lock()
-	e.shareLocked(it, self.ID, t, limit, nil, true)
+	e.shareLocked(it, v, limit, true)
 	e.mu.Unlock()
 	return nil
 }
@@ -480,21 +482,16 @@ func (e *Engine) releaseLocked() {
 	delete(e.items, it.push.Tag)
 }
 
-// members returns the table, which may be some time old.
-func (e *Engine) members(self member.ID) *table {
+// look returns whom the member knows, which may be some time old.
+func (e *Engine) look(self member.Contact) *view {
 	now := time.Now()
-	if t := e.table.Load(); t != nil && now.Sub(t.at) < tableLife && t.self == self {
-		return t.table
+	if v := e.view.Load(); v != nil && now.Sub(v.at) < viewLife && v.self == self.ID {
+		return v
 	}
-	t := newTable(self, slices.Clone(e.o.Table()))
-	e.table.Store(&agedTable{t, now})
-	return t
-}
-
-// leaves returns the leaves that are here.
-func (e *Engine) leaves(self member.Contact) []member.Contact {
-	if self.Leaf {
-		return nil
+	v := &view{table: newTable(self.ID, slices.Clone(e.o.Table())), at: now}
+	if !self.Leaf {
+		v.leaves = slices.DeleteFunc(slices.Clone(e.o.Leaves()), func(c member.Contact) bool { return c.Dialect != member.Native })
 	}
-	return e.o.Leaves()
+	e.view.Store(v)
+	return v
 }

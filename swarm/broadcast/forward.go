@@ -39,29 +39,27 @@ type job struct {
 	hosts []member.Contact // to is a host, and we are a leaf: who else can have it
 }
 
-// shareLocked gives out the part up to a limit, as far as that has not been done, to members of the table if there is
-// one, and the broadcast itself to those of the leaves that are ours.
-func (e *Engine) shareLocked(it *item, self member.ID, t *table, limit member.ID, leaves []member.Contact, offer bool) {
-	large := len(it.push.Payload) > maxPushed
-	if t != nil {
-		degree := degreeSmall
-		if large {
-			degree = degreeLarge
-		}
-		if to := reach(self, limit); to.Compare(it.reached) > 0 {
-			for _, p := range t.split(it.reached, limit, degree, e.suspectLocked) {
-				e.submitLocked(job{item: it, to: p.to, limit: p.limit, offer: offer || large})
-			}
-			it.reached = to
-		}
+// shareLocked gives out the part up to a limit, as far as that has not been done.
+func (e *Engine) shareLocked(it *item, v *view, limit member.ID, offer bool) {
+	to := reach(v.self, limit)
+	if to.Compare(it.reached) <= 0 {
+		return
 	}
-	for _, l := range leaves {
-		if l.Dialect != member.Native || slices.Contains(it.holders, l.ID) {
-			continue
-		}
-		// The first of its hosts pushes; the others tell it only.
-		if len(l.Hosts) == 0 || l.Hosts[0].ID == self {
-			e.submitLocked(job{item: it, to: l, limit: l.ID.After(0), offer: large, leaf: true})
+	degree := degreeSmall
+	if len(it.push.Payload) > maxPushed {
+		degree, offer = degreeLarge, true
+	}
+	for _, p := range v.split(it.reached, limit, degree, e.suspectLocked) {
+		e.submitLocked(job{item: it, to: p.to, limit: p.limit, offer: offer})
+	}
+	it.reached = to
+}
+
+// handToLeavesLocked hands a broadcast to those leaves whose first host we are; the other hosts tell them only.
+func (e *Engine) handToLeavesLocked(it *item, v *view) {
+	for _, l := range v.leaves {
+		if !slices.Contains(it.holders, l.ID) && (len(l.Hosts) == 0 || l.Hosts[0].ID == v.self) {
+			e.submitLocked(job{item: it, to: l, limit: l.ID.After(0), offer: len(it.push.Payload) > maxPushed, leaf: true})
 		}
 	}
 }
@@ -118,7 +116,7 @@ func (e *Engine) work() {
 		}
 		if err != nil && e.ctx.Err() == nil {
 			e.stats.Failed++
-			if errors.Is(err, wire.ErrUnreachable) {
+			if refused, ok := errors.AsType[wire.Refused](err); errors.Is(err, wire.ErrUnreachable) || ok && refused.Code == wire.Leaving {
 				e.suspectsLocked(j.to.ID)
 			}
 			e.mu.Unlock()
@@ -191,10 +189,10 @@ func (e *Engine) replace(j job) {
 	if self.Leaf {
 		return
 	}
-	t := e.members(self.ID)
+	v := e.look(self)
 	limit := j.limit
 	e.mu.Lock()
-	next, ok := t.after(j.to.ID, limit, e.suspectLocked)
+	next, ok := v.after(j.to.ID, limit, e.suspectLocked)
 	if ok {
 		e.stats.Replaced++
 		e.submitLocked(job{item: j.item, to: next, limit: limit, offer: true})

@@ -83,7 +83,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	}
 }
 
-// plan makes sure that Run wakes up at a time.
+// planLocked makes sure that Run wakes up at a time.
 func (e *Engine) planLocked(at time.Time) {
 	if !e.planned.IsZero() && !at.Before(e.planned) {
 		return
@@ -95,7 +95,7 @@ func (e *Engine) planLocked(at time.Time) {
 	}
 }
 
-// newsLocked notes that a broadcast is here.
+// newsLocked notes that a broadcast is here and has to be told.
 func (e *Engine) newsLocked(it *item, now time.Time) {
 	if len(e.fresh) == 0 {
 		e.freshAt = now.Add(tellAfter)
@@ -166,8 +166,8 @@ func (e *Engine) audience() audience {
 	var a audience
 	before, after := e.o.Neighbours()
 	a.before, a.after = natives(before), natives(after)
-	a.far = e.members(self.ID).members
-	a.leaves = e.leaves(self)
+	v := e.look(self)
+	a.far, a.leaves = v.members, v.leaves
 	return a
 }
 
