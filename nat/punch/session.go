@@ -435,6 +435,9 @@ func (s *session) shake(c net.Conn, proto Proto, known *nonce) bool {
 		err = s.prove(st)
 	}
 	if !stop() || err != nil {
+		if errors.Is(err, errStranger) {
+			s.p.counters.strangers.Add(1)
+		}
 		discard(c)
 		return false
 	}

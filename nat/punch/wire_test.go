@@ -150,8 +150,8 @@ func TestVectors(t *testing.T) {
 	p := probe{session: k.id, number: 258}
 	for want, got := range map[string][]byte{
 		"0ef40590f51ac2ff49000001020bdd0ee2c9f67bf944141a36103937c8": p.append(nil, &k.initiator),
-		"0ff40590f51ac2ff4900000102765d9d0464daf5607d00302db11a4a93":  probe{echo: true, session: k.id, number: 258}.append(nil, &k.responder),
-		"f7687001f40590f51ac2ff4901020300000000000000000000000000": appendHello(nil, k.id, nonce{1, 2, 3}),
+		"0ff40590f51ac2ff4900000102765d9d0464daf5607d00302db11a4a93": probe{echo: true, session: k.id, number: 258}.append(nil, &k.responder),
+		"f7687001f40590f51ac2ff4901020300000000000000000000000000":   appendHello(nil, k.id, nonce{1, 2, 3}),
 	} {
 		if !bytes.Equal(got, unhex(t, want)) {
 			t.Errorf("got %x\nwant %s", got, want)
