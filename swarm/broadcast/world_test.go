@@ -5,6 +5,7 @@ package broadcast_test
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -32,11 +33,13 @@ type world struct {
 	mu    sync.Mutex
 	nodes []*node // in the order of the ring
 	byID  map[member.ID]*node
+	apart func(a, b *node) bool // on different sides of a partition
 }
 
 type node struct {
 	*broadcast.Engine
 	contact member.Contact
+	port    *simnet.Port
 	table   []member.Contact
 	leaves  []member.Contact
 	started time.Time
@@ -53,6 +56,33 @@ type node struct {
 type arrival struct {
 	broadcast.Message
 	at time.Time
+}
+
+func (n *node) arrivals(tag wire.Tag) []arrival {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.delivered[tag]
+}
+
+// got returns how often a broadcast was delivered.
+func (n *node) got(tag wire.Tag) int { return len(n.arrivals(tag)) }
+
+func (n *node) spreads(tag wire.Tag) int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.spread[tag]
+}
+
+// reported returns the incidents whose error wraps one.
+func (n *node) reported(err error) (list []broadcast.Incident) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, i := range n.incidents {
+		if errors.Is(i.Err, err) {
+			list = append(list, i)
+		}
+	}
+	return list
 }
 
 const listLength = 8
@@ -80,6 +110,7 @@ func (w *world) populate(n int) {
 func (w *world) add(c member.Contact, i int) *node {
 	n := &node{contact: c, started: time.Now(), done: make(chan struct{}), delivered: map[wire.Tag][]arrival{}, spread: map[wire.Tag]int{}}
 	port := w.net.Attach(c, nil)
+	n.port = port
 	o := broadcast.Options{
 		Self:       func() member.Contact { return n.contact },
 		Table:      func() []member.Contact { w.mu.Lock(); defer w.mu.Unlock(); return n.table },
@@ -137,6 +168,8 @@ func (w *world) stop() {
 
 func (w *world) at(i int) *node { return w.nodes[((i%len(w.nodes))+len(w.nodes))%len(w.nodes)] }
 
+func (w *world) port(id member.ID) *simnet.Port { return w.byID[id].port }
+
 // index returns where the owner of a place is.
 func (w *world) index(id member.ID) int {
 	at, _ := slices.BinarySearchFunc(w.nodes, id, func(n *node, id member.ID) int { return n.contact.ID.Compare(id) })
@@ -172,17 +205,19 @@ func (w *world) neighbours(n *node) (before, after []member.Contact) {
 	defer w.mu.Unlock()
 	i := w.index(n.contact.ID)
 	for k := 1; k < len(w.nodes) && len(after) < listLength; k++ {
-		if m := w.at(i + k); !m.dead {
+		if m := w.at(i + k); !m.dead && !w.parted(n, m) {
 			after = append(after, m.contact)
 		}
 	}
 	for k := 1; k < len(w.nodes) && len(before) < listLength; k++ {
-		if m := w.at(i - k); !m.dead {
+		if m := w.at(i - k); !m.dead && !w.parted(n, m) {
 			before = append(before, m.contact)
 		}
 	}
 	return before, after
 }
+
+func (w *world) parted(a, b *node) bool { return w.apart != nil && w.apart(a, b) }
 
 // owner is what a lookup finds, after some time.
 func (w *world) owner(ctx context.Context, place member.ID) (member.Contact, error) {
@@ -258,9 +293,7 @@ func (w *world) result(tag wire.Tag, origin *node, began time.Time) result {
 		}
 		r.members++
 		copies += n.Stats().Copies
-		n.mu.Lock()
-		got := n.delivered[tag]
-		n.mu.Unlock()
+		got := n.arrivals(tag)
 		if len(got) > 0 {
 			r.reached++
 			r.last = max(r.last, got[0].at.Sub(began))
