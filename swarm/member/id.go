@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"crypto/ed25519"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -112,20 +113,24 @@ func power(i int) ID {
 	return p
 }
 
+// add and sub go by words of 64 bits: lookups compare distances to dozens of members at every step.
+
 func (a ID) add(b ID) ID {
-	var carry uint
-	for i := len(a) - 1; i >= 0; i-- {
-		sum := uint(a[i]) + uint(b[i]) + carry
-		a[i], carry = byte(sum), sum>>8
+	var carry uint64
+	for i := len(a) - 8; i >= 0; i -= 8 {
+		var sum uint64
+		sum, carry = bits.Add64(binary.BigEndian.Uint64(a[i:]), binary.BigEndian.Uint64(b[i:]), carry)
+		binary.BigEndian.PutUint64(a[i:], sum)
 	}
 	return a
 }
 
 func (a ID) sub(b ID) ID {
-	var borrow uint
-	for i := len(a) - 1; i >= 0; i-- {
-		diff := uint(a[i]) - uint(b[i]) - borrow
-		a[i], borrow = byte(diff), diff>>8&1
+	var borrow uint64
+	for i := len(a) - 8; i >= 0; i -= 8 {
+		var diff uint64
+		diff, borrow = bits.Sub64(binary.BigEndian.Uint64(a[i:]), binary.BigEndian.Uint64(b[i:]), borrow)
+		binary.BigEndian.PutUint64(a[i:], diff)
 	}
 	return a
 }
