@@ -53,6 +53,8 @@ type Network struct {
 	ports   []*Port // by index
 	divided bool
 
+	handlers sync.WaitGroup
+
 	messages [256]atomic.Uint64
 	bytes    [256]atomic.Uint64
 	lost     atomic.Uint64
@@ -94,6 +96,7 @@ func (n *Network) Attach(c member.Contact, handler wire.Handler) *Port {
 		x: n.places.Float64(), y: n.places.Float64(),
 		links: map[uint32]*link{}, pending: map[*call]struct{}{},
 	}
+	p.life.Store(newLife())
 	n.ports = append(n.ports, p)
 	n.byID[c.ID] = p
 	if !c.Leaf {
@@ -145,10 +148,26 @@ func (n *Network) set(id member.ID, state int32) *Port {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
 	p := n.byID[id]
-	if p != nil {
-		p.state.Store(state)
+	if p == nil || p.state.Swap(state) == state {
+		return p
+	}
+	if state == alive {
+		p.life.Store(newLife())
+	} else {
+		p.life.Load().end()
 	}
 	return p
+}
+
+// Close kills every member, and waits until none is at work on a request. The handlers have to end with their context.
+func (n *Network) Close() {
+	n.mu.RLock()
+	ports := slices.Clone(n.ports)
+	n.mu.RUnlock()
+	for _, p := range ports {
+		n.set(p.contact.ID, silent)
+	}
+	n.handlers.Wait()
 }
 
 // Partition splits the network: members of different groups hear nothing of each other, silently. Members in no group

@@ -44,12 +44,24 @@ type Port struct {
 	group   int // guarded by net.mu
 
 	state    atomic.Int32
+	life     atomic.Pointer[life]
 	handler  atomic.Pointer[wire.Handler]
 	handling atomic.Int32
 
 	mu      sync.Mutex
 	links   map[uint32]*link
 	pending map[*call]struct{} // calls that wait for this member
+}
+
+// A life is the time from being attached, or revived, to being killed.
+type life struct {
+	ctx context.Context
+	end context.CancelFunc
+}
+
+func newLife() *life {
+	ctx, end := context.WithCancel(context.Background())
+	return &life{ctx, end}
 }
 
 // A link is what a member knows about its connection to another.
@@ -106,7 +118,7 @@ func (p *Port) Call(ctx context.Context, to member.Contact, request wire.Message
 			delete(target.pending, c)
 			target.mu.Unlock()
 		}()
-		p.request(ctx, c, target, through, request)
+		p.request(c, target, through, request)
 	}
 	timer := time.NewTimer(limit)
 	defer timer.Stop()
@@ -135,20 +147,19 @@ func (p *Port) Call(ctx context.Context, to member.Contact, request wire.Message
 }
 
 // request sends a request off, and its answer back when that has been found.
-func (p *Port) request(ctx context.Context, c *call, target, through *Port, request wire.Message) {
+func (p *Port) request(c *call, target, through *Port, request wire.Message) {
 	raw := p.net.encode(request)
 	if !p.net.passes(p, target) {
 		return
 	}
 	there := p.way(target, through)
-	ctx = context.WithoutCancel(ctx) // one member's patience is not another's
 	time.AfterFunc(there, func() {
 		if target.state.Load() == crashed {
 			p.net.refused.Add(1)
 			time.AfterFunc(p.net.delay(target, p), func() { c.finish(answer{err: errRefused}) })
 			return
 		}
-		reply := target.handle(ctx, p, raw)
+		reply := target.handle(p, raw)
 		if reply == nil {
 			return
 		}
@@ -171,7 +182,7 @@ func (p *Port) Cast(to member.Contact, m wire.Message) {
 	if target == nil || !p.net.passes(p, target) {
 		return
 	}
-	time.AfterFunc(p.way(target, through), func() { target.handle(context.Background(), p, raw) })
+	time.AfterFunc(p.way(target, through), func() { target.handle(p, raw) })
 }
 
 // RTT implements [wire.Transport].
@@ -191,11 +202,13 @@ func (p *Port) RTT(id member.ID) time.Duration {
 }
 
 // handle lets the member's handler answer a message, and returns nil for no answer.
-func (p *Port) handle(ctx context.Context, from *Port, raw []byte) wire.Message {
-	h := p.handler.Load()
+func (p *Port) handle(from *Port, raw []byte) wire.Message {
+	h, life := p.handler.Load(), p.life.Load()
 	if h == nil || p.state.Load() != alive {
 		return nil
 	}
+	p.net.handlers.Add(1)
+	defer p.net.handlers.Done()
 	defer p.handling.Add(-1)
 	if p.handling.Add(1) > int32(p.net.o.Handlers) {
 		return wire.Refused{Code: wire.Overloaded}
@@ -206,7 +219,7 @@ func (p *Port) handle(ctx context.Context, from *Port, raw []byte) wire.Message 
 	}
 	// A link proves who the other is, and no more.
 	bare := member.Contact{ID: from.contact.ID, Dialect: from.contact.Dialect, Key: from.contact.Key}
-	return (*h).Handle(ctx, bare, m)
+	return (*h).Handle(life.ctx, bare, m)
 }
 
 // way is how long a message that is sent now takes, and marks the link used in both directions.
