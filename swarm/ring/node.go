@@ -263,8 +263,14 @@ func (n *Node) addBootstrap(list []member.Contact) {
 	}
 }
 
-// kick lets Run look at what there is to do.
+// kick lets Run look at what there is to do, if there is anything.
 func (n *Node) kick() {
+	n.mu.Lock()
+	idle := len(n.queue) == 0 && !n.urgent
+	n.mu.Unlock()
+	if idle {
+		return
+	}
 	select {
 	case n.wake <- struct{}{}:
 	default:

@@ -202,7 +202,10 @@ func (s *Swarm) end(list []*Member, how func(member.ID)) {
 }
 
 // Close ends all members and waits for them.
-func (s *Swarm) Close() { s.Kill(s.Live()...) }
+func (s *Swarm) Close() {
+	s.Kill(s.Live()...)
+	s.Net.Close()
+}
 
 // Check says what is wrong with the ring, if anything is: every live member's lists hold, in order, the members that
 // are next to it. depth is how many of each list are looked at.
