@@ -295,6 +295,7 @@ func (e *Engine) take(from member.ID, p wire.Push, how way) error {
 	if how != injected {
 		e.stats.Copies++
 	}
+	e.memory.forget(now)
 	if e.memory.has(p.Tag) {
 		return e.takeAgain(self, from, p, how) // unlocks
 	}
@@ -479,7 +480,9 @@ func (e *Engine) releaseLocked() {
 	e.order[0] = nil
 	e.order = e.order[1:]
 	e.keptBytes -= it.size()
-	delete(e.items, it.push.Tag)
+	if e.items[it.push.Tag] == it { // an original may have said the same again
+		delete(e.items, it.push.Tag)
+	}
 }
 
 // look returns whom the member knows, which may be some time old.
