@@ -9,7 +9,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/netip"
 
@@ -108,7 +107,7 @@ func (i *Identity) ID(b Binding, addr netip.AddrPort) ID {
 func (i *Identity) String() string { return "Identity(" + OfKey(i.Public()).Short() + ")" }
 
 // Format prints String whatever the verb, as %d and %#v would otherwise print the private key.
-func (i *Identity) Format(f fmt.State, _ rune) { io.WriteString(f, i.String()) }
+func (i *Identity) Format(f fmt.State, _ rune) { fmt.Fprint(f, i.String()) }
 
 // LogValue logs String.
 func (i *Identity) LogValue() slog.Value { return slog.StringValue(i.String()) }

@@ -11,7 +11,6 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"fmt"
-	"io"
 	"log/slog"
 	"slices"
 	"strings"
@@ -49,7 +48,7 @@ func (k SwarmKey) String() string {
 }
 
 // Format prints String whatever the verb.
-func (k SwarmKey) Format(f fmt.State, _ rune) { io.WriteString(f, k.String()) }
+func (k SwarmKey) Format(f fmt.State, _ rune) { fmt.Fprint(f, k.String()) }
 
 // MarshalText returns String, so that no encoder tells the key. [SwarmKey.Reveal] does.
 func (k SwarmKey) MarshalText() ([]byte, error) { return []byte(k.String()), nil }

@@ -229,7 +229,7 @@ func (c RefusalCode) String() string {
 
 // Error makes a refusal an error, which a Transport's Call returns in place of the answer. The reason is quoted: it is
 // the other's text.
-func (r Refused) Error() string { return fmt.Sprintf("refused: %s: %q", r.Code, r.Reason) }
+func (m Refused) Error() string { return fmt.Sprintf("refused: %s: %q", m.Code, m.Reason) }
 
 // Leave tells neighbours that a member leaves the ring in good order, and who stood beside it.
 type Leave struct {
