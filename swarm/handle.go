@@ -1,0 +1,403 @@
+// Copyright The Fathom Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package swarm
+
+import (
+	"bufio"
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/seed5728abee/fathom/swarm/link"
+	"github.com/seed5728abee/fathom/swarm/member"
+	"github.com/seed5728abee/fathom/swarm/wire"
+)
+
+// Bounds on what strangers and members can make this peer do at a time.
+const (
+	maxHalfOpen        = 256             // connections that have not said who they are
+	maxHalfOpenPerHost = 32              // of them from one address
+	handshakeTimeout   = 5 * time.Second // for all of it
+	maxRequests        = 64              // requests of one member under way
+)
+
+var (
+	errIsOriginal = errors.New("the peer speaks the original protocol")
+	errSelf       = errors.New("that is this peer itself")
+	errWrong      = errors.New("another member answers there")
+	errUnproved   = errors.New("the address that the peer claims does not lead to it")
+)
+
+// accept serves the listener until the peer closes.
+func (p *Peer) accept(ctx context.Context) {
+	slots := halfOpen{perHost: make(map[netip.Addr]int)}
+	for delay := time.Duration(0); ; {
+		conn, err := p.listener.Accept()
+		if err != nil {
+			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+				return
+			}
+			// Out of descriptors, most likely: that passes as links end.
+			delay = min(max(2*delay, 5*time.Millisecond), time.Second)
+			p.log.Warn("accept", "error", err, "retry in", delay)
+			select {
+			case <-time.After(delay):
+			case <-ctx.Done():
+				return
+			}
+			continue
+		}
+		delay = 0
+		host := addrPort(conn.RemoteAddr()).Addr()
+		if !slots.take(host) {
+			p.counters.refused.Add(1)
+			conn.Close()
+			continue
+		}
+		if !p.background(func(ctx context.Context) {
+			p.welcome(ctx, conn, func() { slots.give(host) })
+		}) {
+			conn.Close()
+		}
+	}
+}
+
+// halfOpen counts connections that have not yet shown who they are.
+type halfOpen struct {
+	mu      sync.Mutex
+	total   int
+	perHost map[netip.Addr]int
+}
+
+func (h *halfOpen) take(host netip.Addr) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.total == maxHalfOpen || h.perHost[host] == maxHalfOpenPerHost {
+		return false
+	}
+	h.total++
+	h.perHost[host]++
+	return true
+}
+
+func (h *halfOpen) give(host netip.Addr) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.total--
+	if h.perHost[host]--; h.perHost[host] == 0 {
+		delete(h.perHost, host)
+	}
+}
+
+// A peekedConn is a connection whose first bytes have been looked at.
+type peekedConn struct {
+	net.Conn
+	r *bufio.Reader
+}
+
+func (c *peekedConn) Read(b []byte) (int, error) {
+	if c.r == nil {
+		return c.Conn.Read(b)
+	}
+	n, err := c.r.Read(b)
+	if c.r.Buffered() == 0 {
+		c.r = nil
+	}
+	return n, err
+}
+
+// welcome finds out what a connection that came in speaks, and serves it. settled is called when it is no longer a
+// stranger's, or has ended.
+func (p *Peer) welcome(ctx context.Context, conn net.Conn, settled func()) {
+	settled = sync.OnceFunc(settled)
+	defer settled()
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	conn.SetReadDeadline(time.Now().Add(handshakeTimeout))
+	rest, taken, err := p.reacher.punched(conn)
+	if taken {
+		return
+	}
+	peeked := &peekedConn{Conn: rest, r: bufio.NewReaderSize(rest, 16)}
+	var first []byte
+	if err == nil {
+		first, err = peeked.r.Peek(1)
+	}
+	if err != nil {
+		p.counters.refused.Add(1)
+		conn.Close()
+		return
+	}
+	conn.SetReadDeadline(time.Time{})
+	switch {
+	case first[0] == link.Magic:
+		p.welcomeNative(ctx, peeked, Direct, member.Contact{})
+	case first[0] == 'c' && p.gateway != nil:
+		upgraded, err := p.gateway.Accept(ctx, peeked, settled)
+		if err != nil {
+			p.log.Debug("connection in the original protocol", "from", conn.RemoteAddr(), "error", err)
+		}
+		if upgraded != nil {
+			p.welcomeNative(ctx, upgraded, Direct, member.Contact{})
+		}
+	default:
+		p.counters.refused.Add(1)
+		conn.Close()
+	}
+}
+
+// welcomeNative makes a link of a connection that came in, and closes it if that fails. vouched is who a host says is
+// at the other end of a circuit.
+func (p *Peer) welcomeNative(ctx context.Context, conn net.Conn, how How, vouched member.Contact) {
+	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	s, err := p.secure(ctx, conn, wanted{how: how, via: vouched.ID})
+	if err != nil {
+		p.counters.refused.Add(1)
+		p.log.Debug("link refused", "from", conn.RemoteAddr(), "error", err)
+		return
+	}
+	p.log.Debug("link up", "member", s.contact.String(), "how", how.String(), "inbound", true)
+}
+
+// wanted says what a link that is being made is for.
+type wanted struct {
+	dialled bool
+	to      member.Contact // who is expected: the zero ID is anybody
+	how     How
+	via     Hash
+	private bool // for the caller alone: the link is not registered
+}
+
+// secure makes a link of a connection, which it closes on failure, and registers it.
+func (p *Peer) secure(ctx context.Context, conn net.Conn, w wanted) (*session, error) {
+	s := &session{
+		peer: p, how: w.how, via: w.via, outbound: w.dialled, since: time.Now(),
+		ready: make(chan struct{}),
+	}
+	s.touch()
+	config := link.Config{
+		Identity: p.identity.Private(), SwarmKeys: p.o.SwarmKeys.Raw(), Handler: s, Logger: p.log, MaxRequests: maxRequests,
+		Hello: func(remote net.Addr) []byte {
+			return appendHello(nil, hello{
+				binding: p.o.Binding, forwards: !p.o.NoForwarding, observed: addrPort(remote), contact: p.contact(),
+			})
+		},
+		Check: func(key ed25519.PublicKey, b []byte, _ net.Addr) error { return s.check(key, b, w.to) },
+	}
+	var err error
+	if w.dialled {
+		s.Session, err = link.Client(ctx, conn, config, w.to.Key)
+	} else {
+		s.Session, err = link.Server(ctx, conn, config)
+	}
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	if w.private {
+		close(s.ready)
+		return s, nil
+	}
+	if p.o.Binding == member.ByAddress && !w.dialled && s.how == Direct && !s.atClaimed(conn) {
+		// Its ID is that of an address which it does not speak from: see whether it is reached there as well.
+		if err := p.proves(ctx, s.contact); err != nil {
+			s.Bye(link.CodeRefused, err.Error())
+			return nil, fmt.Errorf("%w: %w", errUnproved, err)
+		}
+	}
+	if !p.links.add(s) {
+		s.Close()
+		return nil, net.ErrClosed
+	}
+	if !p.background(func(context.Context) {
+		<-s.Done()
+		p.log.Debug("link down", "member", s.contact.String(), "how", s.how.String(), "error", s.Err())
+		p.links.remove(s)
+	}) {
+		s.Close()
+		return nil, net.ErrClosed
+	}
+	close(s.ready)
+	p.reacher.observed(s)
+	p.node().Learn(s.contact)
+	return s, nil
+}
+
+// check holds what the other said in its hello against what is known, before the link counts as up.
+func (s *session) check(key ed25519.PublicKey, b []byte, expected member.Contact) error {
+	h, err := decodeHello(b)
+	if err != nil {
+		return err
+	}
+	if h.binding != s.peer.o.Binding {
+		return fmt.Errorf("%w: its IDs are those of its %s", errBinding, map[member.Binding]string{
+			member.ByAddress: "addresses", member.ByKey: "keys",
+		}[h.binding])
+	}
+	c := h.contact
+	if err := c.Verify(h.binding); err != nil {
+		return err
+	}
+	if !slices.Equal(c.Key, key) || c.Dialect != member.Native {
+		return member.ErrUnbound
+	}
+	if c.ID == s.peer.ID() {
+		return errSelf
+	}
+	if expected.ID != (Hash{}) && c.ID != expected.ID {
+		return fmt.Errorf("%w: %s", errWrong, c.ID.Short())
+	}
+	s.contact, s.hello = c, h
+	return nil
+}
+
+// atClaimed reports whether a connection comes from the host that the member's ID is bound to.
+func (s *session) atClaimed(conn net.Conn) bool {
+	remote := addrPort(conn.RemoteAddr()).Addr()
+	return remote == s.contact.Addr().Addr() || remote.IsLoopback() && slices.ContainsFunc(s.contact.Addrs, func(a netip.AddrPort) bool {
+		return s.peer.reacher.isOwn(a.Addr())
+	})
+}
+
+// proves dials a member at the address that it is known by, and checks that it has the key it says.
+func (p *Peer) proves(ctx context.Context, c member.Contact) error {
+	conn, err := p.reacher.dial(ctx, c.Addr())
+	if err != nil {
+		return err
+	}
+	s, err := p.secure(ctx, conn, wanted{dialled: true, to: c, private: true})
+	if err != nil {
+		return err
+	}
+	s.Close()
+	return nil
+}
+
+// Request handles a request of the member; part of [link.Handler].
+func (s *session) Request(_ *link.Session, body []byte, reply func([]byte)) {
+	<-s.ready
+	m, err := wire.Decode(body)
+	if err != nil {
+		s.peer.counters.malformed.Add(1)
+		reply(wire.Append(nil, wire.Refused{Code: wire.Invalid, Reason: err.Error()}))
+		return
+	}
+	reply(wire.Append(nil, s.peer.answer(s.peer.ctx, s, m)))
+}
+
+// answer handles a request.
+func (p *Peer) answer(ctx context.Context, s *session, m wire.Message) wire.Message {
+	var answer wire.Message
+	switch m := m.(type) {
+	case wire.Push, wire.Want:
+		answer = p.broadcast.Handle(ctx, s.contact, m)
+	case wire.Try:
+		answer = p.try(ctx, s, m)
+	case wire.Meet:
+		answer = p.meet(ctx, s, m)
+	default:
+		answer = p.node().Handle(ctx, s.contact, m)
+	}
+	if answer == nil {
+		answer = wire.Refused{Code: wire.Unsupported, Reason: m.Kind().String() + " is not a request"}
+	}
+	return answer
+}
+
+// Cast handles a message without an answer; part of [link.Handler].
+func (s *session) Cast(_ *link.Session, body []byte) {
+	<-s.ready
+	m, err := wire.Decode(body)
+	if err != nil {
+		s.peer.counters.malformed.Add(1)
+		return
+	}
+	if m.Kind() == wire.KindHave {
+		s.peer.broadcast.Handle(s.peer.ctx, s.contact, m)
+		return
+	}
+	s.peer.node().Handle(s.peer.ctx, s.contact, m)
+}
+
+// Message takes in an application's message; part of [link.Handler].
+func (s *session) Message(_ *link.Session, payload []byte) error {
+	<-s.ready
+	s.touch()
+	tag, copied, data, err := decodeEnvelope(payload)
+	if err != nil {
+		s.peer.counters.malformed.Add(1)
+		return err
+	}
+	if copied {
+		switch s.peer.copies.see(s.contact.ID, tag, data) {
+		case copyRepeated:
+			return nil
+		case copyDiffers:
+			s.peer.conflict(Conflict{Kind: "message", Subject: s.contact.ID, Between: []Hash{s.contact.ID}})
+			return nil
+		}
+	}
+	return s.peer.deliver(s.contact, data, false)
+}
+
+// deliver puts a message into the queue of the application. It keeps a copy of data.
+func (p *Peer) deliver(from member.Contact, data []byte, isBroadcast bool) error {
+	m := Message{From: memberOf(from), Broadcast: isBroadcast, Time: time.Now()}
+	if p.o.Trust != nil && !isBroadcast {
+		opened, sealed, err := p.o.Trust.Open(p.ID(), from.ID, from.Addr(), data)
+		if err != nil {
+			p.counters.untrusted.Add(1)
+			p.log.Warn("message refused", "from", from.String(), "error", err)
+			return err
+		}
+		m.Data, m.Sealed = opened, sealed
+	}
+	if !m.Sealed {
+		m.Data = slices.Clone(data)
+	}
+	if hook := p.o.Hooks.Recv; hook != nil {
+		hook(m)
+	}
+	if !p.inbox.add(m) {
+		p.counters.dropped.Add(1)
+		return ErrQueueFull
+	}
+	p.counters.received.Add(1)
+	return nil
+}
+
+func (p *Peer) conflict(c Conflict) {
+	p.counters.conflicts.Add(1)
+	p.log.Warn("copies differ: somebody on the way lies", "kind", c.Kind, "subject", c.Subject.Short())
+	if hook := p.o.Hooks.Conflict; hook != nil {
+		hook(c)
+	}
+}
+
+func (p *Peer) hookSend(s *session, body []byte) {
+	if hook := p.o.Hooks.Send; hook != nil {
+		hook(memberOf(s.contact), body)
+	}
+}
+
+// addrPort returns the address of a net.Addr, the zero one when it has none, as the end of a circuit.
+func addrPort(a net.Addr) netip.AddrPort {
+	switch a := a.(type) {
+	case *net.TCPAddr:
+		ap := a.AddrPort()
+		return netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
+	case *net.UDPAddr:
+		ap := a.AddrPort()
+		return netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
+	default:
+		return netip.AddrPort{}
+	}
+}

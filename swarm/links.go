@@ -1,0 +1,402 @@
+// Copyright The Fathom Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package swarm
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/seed5728abee/fathom/swarm/link"
+	"github.com/seed5728abee/fathom/swarm/member"
+	"github.com/seed5728abee/fathom/swarm/wire"
+)
+
+// How says by which kind of way a link goes. Better ways have lower numbers, and are taken where there are several.
+type How uint8
+
+const (
+	// Direct links were dialled, by either side.
+	Direct How = iota
+	// PunchedTCP and PunchedUDP links go through a hole that both sides made in their NATs at the same time.
+	PunchedTCP
+	PunchedUDP
+	// Circuit links are carried by a host that both sides have a link to; it cannot read what passes.
+	Circuit
+	// ToOriginal is a connection in the original protocol.
+	ToOriginal
+)
+
+func (h How) String() string {
+	names := [...]string{"direct", "punched tcp", "punched udp", "circuit", "original"}
+	if int(h) < len(names) {
+		return names[h]
+	}
+	return fmt.Sprintf("How(%d)", uint8(h))
+}
+
+// MarshalText returns the name.
+func (h How) MarshalText() ([]byte, error) { return []byte(h.String()), nil }
+
+// Times of links.
+const (
+	dialTimeout  = 5 * time.Second        // for a connection and its handshake
+	dialStagger  = 100 * time.Millisecond // between one address and the next (RFC 8305 has 250 ms for the Internet)
+	retryDialIn  = time.Second            // a member that could not be reached is left alone that long
+	firstTimeout = 2 * time.Second        // for an answer, before any round trip has been measured
+	minTimeout   = 400 * time.Millisecond // a busy machine is no dead one
+	maxTimeout   = 6 * time.Second
+	idleLife     = time.Minute // what was dialled, is not used and leads to nobody in our tables is closed
+	reapInterval = 10 * time.Second
+)
+
+// links keeps the links to other members and carries messages over them: the transport of the ring and the broadcast.
+type links struct {
+	peer *Peer
+
+	mu      sync.Mutex
+	members map[Hash]*linked
+	closed  bool
+	count   int // sessions in all
+}
+
+var _ wire.Transport = (*links)(nil)
+
+// A linked is what is known about the links to one member. links.mu guards it.
+type linked struct {
+	contact  member.Contact
+	sessions []*session // live, the best way first, of equals the oldest
+	dialling *dialling
+	failed   time.Time // when dialling last failed
+	reason   error
+	rtt      time.Duration // smoothed
+	greeted  bool          // the NewPeer hook has had it
+}
+
+// dialling is one attempt to reach a member that all who want it wait for.
+type dialling struct {
+	done    chan struct{}
+	session *session
+	err     error
+}
+
+// A session is a link that is up, and the handler of what comes in over it.
+type session struct {
+	*link.Session
+	peer     *Peer
+	contact  member.Contact // as it said, checked
+	hello    hello
+	how      How
+	via      Hash // the host of a Circuit
+	outbound bool
+	since    time.Time
+	used     atomic.Int64  // when it was last used, Unix nanoseconds
+	streams  atomic.Int32  // open for applications and circuits
+	carried  atomic.Int32  // circuits carried for the member
+	ready    chan struct{} // closed when the fields above are set and the link is registered
+}
+
+func newLinks(p *Peer) *links { return &links{peer: p, members: make(map[Hash]*linked)} }
+
+// Call sends a request and waits for the answer; see [wire.Transport].
+func (l *links) Call(ctx context.Context, to member.Contact, request wire.Message) (wire.Message, error) {
+	if g := l.peer.gateway; g != nil && l.isOriginal(to) {
+		return g.Call(ctx, to, request)
+	}
+	s, err := l.session(ctx, to)
+	if err != nil {
+		if g := l.peer.gateway; g != nil && errors.Is(err, errIsOriginal) {
+			return g.Call(ctx, to, request)
+		}
+		return nil, err
+	}
+	return l.call(ctx, s, request)
+}
+
+func (l *links) call(ctx context.Context, s *session, request wire.Message) (wire.Message, error) {
+	body := wire.Append(nil, request)
+	l.peer.hookSend(s, body)
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, l.timeout(s.contact.ID))
+		defer cancel()
+	}
+	s.touch()
+	began := time.Now()
+	answer, err := s.Session.Call(ctx, body)
+	if err != nil {
+		if ctx.Err() != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			l.doubt(s)
+		}
+		return nil, fmt.Errorf("%s to %s: %w: %w", request.Kind(), s.contact, wire.ErrUnreachable, err)
+	}
+	l.measured(s.contact.ID, request.Kind(), time.Since(began))
+	m, err := wire.Decode(answer)
+	if err != nil {
+		l.peer.counters.malformed.Add(1)
+		return nil, fmt.Errorf("%s to %s: %w", request.Kind(), s.contact, err)
+	}
+	if refused, ok := m.(wire.Refused); ok {
+		return nil, refused
+	}
+	return m, nil
+}
+
+// Cast sends a message without waiting, over a link that is there already or is dialled in the background.
+func (l *links) Cast(to member.Contact, message wire.Message) {
+	if g := l.peer.gateway; g != nil && l.isOriginal(to) {
+		g.Cast(to, message)
+		return
+	}
+	send := func(s *session) {
+		body := wire.Append(nil, message)
+		l.peer.hookSend(s, body)
+		s.touch()
+		s.Session.Cast(body)
+	}
+	if s := l.live(to.ID); s != nil {
+		send(s)
+		return
+	}
+	l.peer.background(func(ctx context.Context) {
+		if s, err := l.session(ctx, to); err == nil {
+			send(s)
+		}
+	})
+}
+
+// RTT returns the measured round trip to a member.
+func (l *links) RTT(id member.ID) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if m := l.members[id]; m != nil {
+		return m.rtt
+	}
+	return 0
+}
+
+// timeout is how long an answer can be expected to take.
+func (l *links) timeout(id member.ID) time.Duration {
+	rtt := l.RTT(id)
+	if rtt == 0 {
+		return firstTimeout
+	}
+	return min(max(8*rtt, minTimeout), maxTimeout)
+}
+
+// measured takes in how long an answer took. Only those count that a member gives from its own knowledge.
+func (l *links) measured(id member.ID, kind wire.Kind, took time.Duration) {
+	if kind != wire.KindState && kind != wire.KindPing && kind != wire.KindStep {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	m := l.members[id]
+	switch {
+	case m == nil:
+	case m.rtt == 0:
+		m.rtt = took
+	default:
+		m.rtt += (took - m.rtt) / 8 // RFC 6298
+	}
+}
+
+// doubt finds out whether a member that has not answered is there at all, and ends the link if not.
+func (l *links) doubt(s *session) {
+	l.peer.background(func(ctx context.Context) {
+		ctx, cancel := context.WithTimeout(ctx, l.timeout(s.contact.ID))
+		defer cancel()
+		if _, err := s.Ping(ctx); err != nil {
+			s.Bye(link.CodeClosed, "no answer")
+		}
+	})
+}
+
+// live returns the best link to a member, nil if there is none.
+func (l *links) live(id Hash) *session {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.liveLocked(id)
+}
+
+func (l *links) liveLocked(id Hash) *session {
+	if m := l.members[id]; m != nil && len(m.sessions) > 0 {
+		return m.sessions[0]
+	}
+	return nil
+}
+
+// session returns a link to a member, and dials it if there is none.
+func (l *links) session(ctx context.Context, to member.Contact) (*session, error) {
+	l.mu.Lock()
+	if l.closed {
+		l.mu.Unlock()
+		return nil, net.ErrClosed
+	}
+	if s := l.liveLocked(to.ID); s != nil {
+		l.mu.Unlock()
+		return s, nil
+	}
+	m := l.members[to.ID]
+	if m == nil {
+		m = &linked{contact: to}
+		l.members[to.ID] = m
+	}
+	if time.Since(m.failed) < retryDialIn && !m.failed.IsZero() {
+		err := m.reason
+		l.mu.Unlock()
+		return nil, err
+	}
+	d := m.dialling
+	if d == nil {
+		d = &dialling{done: make(chan struct{})}
+		m.dialling = d
+		// The attempt outlives who asked for it first: others wait for it too.
+		if !l.peer.background(func(ctx context.Context) { l.dial(ctx, to, d) }) {
+			m.dialling = nil
+			l.mu.Unlock()
+			return nil, net.ErrClosed
+		}
+	}
+	l.mu.Unlock()
+	select {
+	case <-d.done:
+		return d.session, d.err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("dial %s: %w: %w", to, wire.ErrUnreachable, context.Cause(ctx))
+	}
+}
+
+// dial makes one attempt to reach a member by all its ways.
+func (l *links) dial(ctx context.Context, to member.Contact, d *dialling) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	d.session, d.err = l.peer.reach(ctx, to)
+	l.mu.Lock()
+	if m := l.members[to.ID]; m != nil && m.dialling == d {
+		m.dialling = nil
+		if d.err == nil || errors.Is(d.err, errIsOriginal) {
+			m.failed = time.Time{}
+		} else if s := l.liveLocked(to.ID); s != nil {
+			d.session, d.err = s, nil // it has come to us meanwhile
+		} else {
+			m.failed, m.reason = time.Now(), d.err
+		}
+	}
+	l.mu.Unlock()
+	if d.err != nil && !errors.Is(d.err, errIsOriginal) {
+		l.peer.node().Suspect(to.ID)
+	}
+	close(d.done)
+}
+
+// add registers a link that is up. The caller has checked who is at its other end.
+func (l *links) add(s *session) bool {
+	l.mu.Lock()
+	if l.closed {
+		l.mu.Unlock()
+		return false
+	}
+	m := l.members[s.contact.ID]
+	if m == nil {
+		m = &linked{}
+		l.members[s.contact.ID] = m
+	}
+	m.contact, m.failed = s.contact, time.Time{}
+	m.sessions = append(m.sessions, s)
+	slices.SortStableFunc(m.sessions, func(a, b *session) int { return cmp.Compare(a.how, b.how) })
+	l.count++
+	greet := !m.greeted
+	m.greeted = true
+	l.mu.Unlock()
+	if greet && l.peer.o.Hooks.NewPeer != nil {
+		l.peer.o.Hooks.NewPeer(memberOf(s.contact))
+	}
+	return true
+}
+
+// remove takes out a link that has ended, and tells the ring when it was the last one to the member.
+func (l *links) remove(s *session) {
+	l.mu.Lock()
+	m := l.members[s.contact.ID]
+	last := false
+	if m != nil {
+		if i := slices.Index(m.sessions, s); i >= 0 {
+			m.sessions = slices.Delete(m.sessions, i, i+1)
+			l.count--
+		}
+		last = len(m.sessions) == 0
+	}
+	closed := l.closed
+	l.mu.Unlock()
+	if last && !closed {
+		l.peer.node().Suspect(s.contact.ID)
+	}
+}
+
+// forget drops what is known about members that there is no link to, and closes links that nobody needs.
+func (l *links) reap(needed func(Hash) bool) {
+	now := time.Now()
+	var idle []*session
+	l.mu.Lock()
+	for id, m := range l.members {
+		for i, s := range m.sessions {
+			unused := now.Sub(time.Unix(0, s.used.Load())) > idleLife && s.streams.Load() == 0
+			if s.outbound && unused && (i > 0 || !needed(id)) {
+				idle = append(idle, s)
+			}
+		}
+		if len(m.sessions) == 0 && m.dialling == nil && now.Sub(m.failed) > idleLife {
+			delete(l.members, id)
+		}
+	}
+	l.mu.Unlock()
+	for _, s := range idle {
+		s.Close()
+	}
+}
+
+// drop ends all links.
+func (l *links) drop() {
+	l.mu.Lock()
+	var all []*session
+	for _, m := range l.members {
+		all = append(all, m.sessions...)
+	}
+	l.mu.Unlock()
+	var wg sync.WaitGroup
+	for _, s := range all {
+		wg.Go(func() { s.Close() })
+	}
+	wg.Wait()
+}
+
+// close ends all links and takes no more.
+func (l *links) close() {
+	l.mu.Lock()
+	l.closed = true
+	l.mu.Unlock()
+	l.drop()
+}
+
+// all returns the live links, the best to each member.
+func (l *links) all() []*session {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	list := make([]*session, 0, len(l.members))
+	for _, m := range l.members {
+		if len(m.sessions) > 0 {
+			list = append(list, m.sessions[0])
+		}
+	}
+	return list
+}
+
+func (s *session) touch() { s.used.Store(time.Now().UnixNano()) }
