@@ -33,6 +33,10 @@ type Options struct {
 	// Jitter is the share by which a delay varies, up and down. Messages of one member to another keep their order.
 	Jitter float64
 
+	// Handshake is how many round trips it takes to set up a link, which the first message to a member waits for; both
+	// sides know the round trip from then on. 0: 2, one for TCP and one to agree on keys; below 0: none.
+	Handshake int
+
 	// Loss is the share of messages that vanish. Links are TCP connections, on which that is a stall: a lost request
 	// or answer makes a call time out, and no more.
 	Loss float64
@@ -68,6 +72,7 @@ func New(o Options) *Network {
 		o.Near, o.Far = time.Millisecond, 20*time.Millisecond
 	}
 	o.Handlers = cmp.Or(o.Handlers, 4096)
+	o.Handshake = max(0, cmp.Or(o.Handshake, 2))
 	return &Network{
 		o:      o,
 		random: rand.New(rand.NewPCG(o.Seed, 1)), //nolint:gosec // a simulation, which has to be repeatable

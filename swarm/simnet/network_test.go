@@ -39,6 +39,9 @@ func newEcho() *echo { return &echo{suspected: make(chan member.ID, 10)} }
 
 // pair attaches two members, 10 ms apart unless o says otherwise.
 func pair(o simnet.Options) (n *simnet.Network, a, b *simnet.Port, ea, eb *echo) {
+	if o.Handshake == 0 {
+		o.Handshake = -1
+	}
 	if o.Far == 0 {
 		o.Near, o.Far = 10*time.Millisecond, 10*time.Millisecond
 	}
@@ -77,6 +80,21 @@ func TestRoundTrip(t *testing.T) {
 		s := n.Stats()
 		if s.Messages != 3 || s.Bytes != 4 || s.ByKind[wire.KindPing] != (simnet.Count{Messages: 1, Bytes: 1}) {
 			t.Errorf("counted %+v", s)
+		}
+	})
+}
+
+func TestHandshake(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, a, b, _, _ := pair(simnet.Options{Handshake: 2})
+		if took, err := ping(t, a, b.Contact()); err != nil || took != 60*time.Millisecond {
+			t.Errorf("with a handshake a call took %v, %v", took, err)
+		}
+		if ab, ba := a.RTT(b.Contact().ID), b.RTT(a.Contact().ID); ab != 20*time.Millisecond || ba != ab {
+			t.Errorf("measured %v and %v", ab, ba)
+		}
+		if took, err := ping(t, b, a.Contact()); err != nil || took != 20*time.Millisecond {
+			t.Errorf("over the same link, from the other end: %v, %v", took, err)
 		}
 	})
 }

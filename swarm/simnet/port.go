@@ -152,6 +152,7 @@ func (p *Port) request(c *call, target, through *Port, request wire.Message) {
 	if !p.net.passes(p, target) {
 		return
 	}
+	fresh := p.net.o.Handshake > 0 && through == nil && !p.linked(target)
 	there := p.way(target, through)
 	time.AfterFunc(there, func() {
 		if target.state.Load() == crashed {
@@ -170,7 +171,11 @@ func (p *Port) request(c *call, target, through *Port, request wire.Message) {
 		back := target.way(p, through)
 		time.AfterFunc(back, func() {
 			message, err := wire.Decode(raw)
-			c.finish(answer{message, err, there + back})
+			rtt := there + back
+			if fresh {
+				rtt = 0 // measured by the handshake
+			}
+			c.finish(answer{message, err, rtt})
 		})
 	})
 }
@@ -222,15 +227,22 @@ func (p *Port) handle(from *Port, raw []byte) wire.Message {
 	return (*h).Handle(life.ctx, bare, m)
 }
 
-// way is how long a message that is sent now takes, and marks the link used in both directions.
+// way is how long a message that is sent now takes. The first to a member sets up a link.
 func (p *Port) way(to, through *Port) time.Duration {
 	d := p.net.delay(p, to)
 	if through != nil {
 		d = p.net.delay(p, through) + p.net.delay(through, to)
-	} else if to != p {
-		to.mu.Lock()
-		to.link(p)
-		to.mu.Unlock()
+	} else if to != p && !p.linked(to) {
+		rtt := p.net.base(p, to) + p.net.base(to, p)
+		d += time.Duration(p.net.o.Handshake) * rtt
+		if p.net.o.Handshake > 0 && to.state.Load() == alive {
+			p.measured(to, rtt)
+			to.measured(p, rtt)
+		} else {
+			to.mu.Lock()
+			to.link(p)
+			to.mu.Unlock()
+		}
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
