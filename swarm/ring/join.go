@@ -87,17 +87,18 @@ func (n *Node) joinThrough(ctx context.Context, entry member.Contact) error {
 			return ctx.Err()
 		}
 	}
-	// All who will be neighbours hear of the node at once; otherwise they would in one of their next rounds.
-	var all sync.WaitGroup
-	for _, c := range slices.Concat(around.Predecessors, around.Successors) {
-		n.mu.Lock()
-		wanted := n.table.fits(c.ID) && n.table.find(c.ID) == nil && !c.Leaf
-		n.mu.Unlock()
-		if wanted {
-			all.Go(func() { _, _ = n.meet(ctx, c) }) // those who do not answer are noted there
+	// The member before has to know of the node as well. The others will hear of it next.
+	for _, c := range around.Predecessors {
+		if c.ID == n.table.self || c.Leaf {
+			continue
+		}
+		if _, err := n.meet(ctx, c); err == nil {
+			break
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
 		}
 	}
-	all.Wait()
 	n.mu.Lock()
 	n.fingers.building = true
 	n.mu.Unlock()

@@ -42,6 +42,7 @@ type Swarm struct {
 	random *rand.Rand
 	next   int
 	live   []*Member // in ring order
+	coming map[member.ID]bool
 }
 
 // New returns a swarm without members. Their options are o, with a source of chance each, from the seed.
@@ -50,6 +51,7 @@ func New(seed uint64, net simnet.Options, o ring.Options) *Swarm {
 	return &Swarm{
 		Net: simnet.New(net), options: o,
 		random: rand.New(rand.NewPCG(seed, 3)), //nolint:gosec // a simulation, which has to be repeatable
+		coming: map[member.ID]bool{},
 	}
 }
 
@@ -91,13 +93,20 @@ func (s *Swarm) Add(ctx context.Context) (*Member, error) {
 
 // Join joins a member through a random live one, if there is one.
 func (s *Swarm) Join(ctx context.Context, m *Member) error {
-	if entry := s.Random(); entry != nil {
-		if err := m.Node.Join(ctx, entry.Port.Contact()); err != nil {
-			return err
-		}
+	entry := s.Random()
+	s.mu.Lock()
+	s.coming[m.ID()] = true
+	s.mu.Unlock()
+	var err error
+	if entry != nil {
+		err = m.Node.Join(ctx, entry.Port.Contact())
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	delete(s.coming, m.ID())
+	if err != nil {
+		return err
+	}
 	i, _ := s.search(m.ID())
 	s.live = slices.Insert(s.live, i, m)
 	return nil
@@ -162,6 +171,18 @@ func (s *Swarm) Owner(key member.ID) member.ID {
 	defer s.mu.Unlock()
 	i, _ := s.search(key)
 	return s.live[i%len(s.live)].ID()
+}
+
+// Right reports whether a member may be taken for the owner of a key at this moment: it is, or is about to be as it is
+// joining.
+func (s *Swarm) Right(key, owner member.ID) bool {
+	right := s.Owner(key)
+	if owner == right {
+		return true
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.coming[owner] && owner.Between(key, right)
 }
 
 func (s *Swarm) search(id member.ID) (int, bool) {
