@@ -345,7 +345,11 @@ func (s *session) Message(_ *link.Session, payload []byte) error {
 			return nil
 		}
 	}
-	return s.peer.deliver(s.contact, data, false)
+	err = s.peer.deliver(s.contact, data, false)
+	if err != nil && copied {
+		s.peer.copies.forget(s.contact.ID, tag) // another copy may fare better
+	}
+	return err
 }
 
 // deliver puts a message into the queue of the application. It keeps a copy of data.

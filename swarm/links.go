@@ -110,6 +110,9 @@ func (l *links) Call(ctx context.Context, to member.Contact, request wire.Messag
 	if g := l.peer.gateway; g != nil && l.isOriginal(to) {
 		return g.Call(ctx, to, request)
 	}
+	if to.Dialect == member.Original {
+		return nil, fmt.Errorf("%s to %s: %w: originals are not let in here", request.Kind(), to, wire.ErrUnreachable)
+	}
 	s, err := l.session(ctx, to)
 	if err != nil {
 		if g := l.peer.gateway; g != nil && errors.Is(err, errIsOriginal) {

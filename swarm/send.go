@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -423,4 +424,13 @@ func (c *copies) see(from Hash, tag wire.Tag, data []byte) copyState {
 	c.seen[key] = copySeen{sum, now}
 	c.order = append(c.order, key)
 	return copyNew
+}
+
+// forget makes room for another copy of a message that was not delivered.
+func (c *copies) forget(from Hash, tag wire.Tag) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	key := copyKey{from, tag}
+	delete(c.seen, key)
+	c.order = slices.DeleteFunc(c.order, func(k copyKey) bool { return k == key })
 }

@@ -213,9 +213,17 @@ func BenchmarkIdle(b *testing.B) {
 		return float64(pages*os.Getpagesize()) / (1 << 20)
 	}
 	before := resident()
-	for range links {
-		s := benchLink(b, addr)
-		if err := s.Send(b.Context(), nil); err != nil {
+	config := testConfig(1, testHandler{})
+	sessions := make([]*Session, links)
+	for i := range sessions {
+		conn, err := net.Dial("tcp", addr)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if sessions[i], err = Client(b.Context(), conn, config, nil); err != nil {
+			b.Fatal(err)
+		}
+		if err := sessions[i].Send(b.Context(), nil); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -223,6 +231,9 @@ func BenchmarkIdle(b *testing.B) {
 	for b.Loop() {
 	}
 	after := resident()
+	for _, s := range sessions {
+		s.Close()
+	}
 	b.ReportMetric(before, "MiB-before")
 	b.ReportMetric(after, "MiB-resident")
 	b.ReportMetric((after-before)*1024/links, "KiB/link")

@@ -205,7 +205,7 @@ func (s *Session) countCast(ok bool) {
 
 func (s *Session) castLarge(body []byte) {
 	n := weight(len(body))
-	ok := s.budget[forCast].TryAcquire(n)
+	ok := s.budget(forCast).TryAcquire(n)
 	if ok {
 		s.mu.Lock()
 		if ok = s.over() == nil; ok {

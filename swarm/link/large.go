@@ -7,6 +7,8 @@ import (
 	"context"
 	"fmt"
 	"sync"
+
+	"golang.org/x/sync/semaphore"
 )
 
 // What does not fit a frame goes in turns with the streams, so that nothing has to wait for the whole of it. There is no
@@ -64,9 +66,20 @@ func (s *Session) fits(n int) error {
 	return nil
 }
 
+// budget is what large bodies for one purpose may take of the other side's memory, in bytes.
+func (s *Session) budget(purpose uint8) *semaphore.Weighted {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.budgets[purpose] == nil {
+		s.budgets[purpose] = semaphore.NewWeighted(int64(s.peer.limits.body))
+	}
+	return s.budgets[purpose]
+}
+
 // acquire waits until the other side has room for n more bytes.
 func (s *Session) acquire(ctx context.Context, purpose uint8, n int64) error {
-	if s.budget[purpose].TryAcquire(n) {
+	budget := s.budget(purpose)
+	if budget.TryAcquire(n) {
 		return nil
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -88,7 +101,7 @@ func (s *Session) acquire(ctx context.Context, purpose uint8, n int64) error {
 		case <-ctx.Done():
 		}
 	}()
-	if s.budget[purpose].Acquire(ctx, n) != nil {
+	if budget.Acquire(ctx, n) != nil {
 		return context.Cause(ctx)
 	}
 	return nil
@@ -96,7 +109,7 @@ func (s *Session) acquire(ctx context.Context, purpose uint8, n int64) error {
 
 func (s *Session) release(purpose uint8, n int64) {
 	if n > 0 {
-		s.budget[purpose].Release(n)
+		s.budget(purpose).Release(n)
 	}
 }
 

@@ -32,7 +32,7 @@ type ring struct {
 }
 
 // ringKept is how many acks a ring keeps room for when it is empty.
-const ringKept = 64
+const ringKept = 8
 
 func (r *ring) push(a ack) {
 	if r.count == len(r.acks) {
@@ -61,19 +61,22 @@ func (r *ring) pop(to []ack, n int) []ack {
 // Send hands over a message and waits until the other side has taken it. An error that wraps [ErrRefused] has the text
 // of its Handler; after any other the message may have arrived or not.
 func (s *Session) Send(ctx context.Context, payload []byte) error {
-	w := newWaiter()
-	if err := s.post(ctx, payload, ack{w: w}); err != nil {
-		w.free()
-		return err
+	s.mu.Lock()
+	w := s.newWaiter()
+	s.mu.Unlock()
+	err := s.post(ctx, payload, ack{w: w})
+	if err == nil {
+		select {
+		case <-w.ready:
+			err = w.err
+		case <-ctx.Done():
+			return context.Cause(ctx) // the waiter will still be woken
+		}
 	}
-	select {
-	case <-w.ready:
-		err := w.err
-		w.free()
-		return err
-	case <-ctx.Done():
-		return context.Cause(ctx) // the waiter is still waited for
-	}
+	s.mu.Lock()
+	s.free(w)
+	s.mu.Unlock()
+	return err
 }
 
 // Post is Send without waiting for the acknowledgement: it returns when the message is queued, with payload free to be used

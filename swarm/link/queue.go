@@ -75,18 +75,33 @@ type waiter struct {
 	prev, next *waiter
 }
 
-var waiters = sync.Pool{New: func() any { return &waiter{ready: make(chan struct{}, 1)} }}
+// waitersKept is how many waiters a link keeps to use them again.
+const waitersKept = 64
 
-func newWaiter() *waiter { return waiters.Get().(*waiter) }
+// newWaiter is called with mu locked. Waiters are kept by link and not in a pool for all, as channels cannot wander
+// between the bubbles of testing/synctest.
+func (s *Session) newWaiter() *waiter {
+	w := s.idle
+	if w == nil {
+		return &waiter{ready: make(chan struct{}, 1)}
+	}
+	s.idle, w.next = w.next, nil
+	s.idles--
+	return w
+}
 
-// free gives back a waiter that nobody will wake any more.
-func (w *waiter) free() {
+// free gives back a waiter that nobody will wake any more. It is called with mu locked.
+func (s *Session) free(w *waiter) {
 	select {
 	case <-w.ready:
 	default:
 	}
 	w.err = nil
-	waiters.Put(w)
+	if s.idles < waitersKept {
+		w.next = s.idle
+		s.idle = w
+		s.idles++
+	}
 }
 
 func (w *waiter) wake() {

@@ -13,7 +13,7 @@ import (
 
 const (
 	// smallBuffer is what an idle link keeps for what may come: keep-alives and small messages fit.
-	smallBuffer = 1 << 10
+	smallBuffer = 512
 	// largeBuffer is what it takes to receive more, for as long as that goes on.
 	largeBuffer = 128 << 10
 )

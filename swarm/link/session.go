@@ -45,7 +45,6 @@ type Session struct {
 	peer   announced
 	done   chan struct{} // closed when err is set
 	wg     sync.WaitGroup
-	budget [purposes]*semaphore.Weighted // for large bodies to the other side
 
 	counters counters
 	rtt      atomic.Int64 // nanoseconds, smoothed
@@ -74,6 +73,9 @@ type Session struct {
 
 	urgent, messages, streams queue
 
+	idle  *waiter // to be used again
+	idles int
+
 	// Requests of this side, and what is under way of the other's.
 	calls    map[uint64]*call
 	nextCall uint64
@@ -94,6 +96,7 @@ type Session struct {
 	table       map[uint64]entry
 	nextOwn     uint64
 	nextPeer    uint64
+	budgets     [purposes]*semaphore.Weighted // for large bodies to the other side; made when needed
 	ownStreams  int
 	peerStreams int
 	held        [purposes]int // bytes of the other side's large bodies
@@ -227,9 +230,6 @@ func newSession(h *shake, send, recv [32]byte) *Session {
 	if s.dialer {
 		s.nextOwn, s.nextPeer = 1, 2
 	}
-	for i := range s.budget {
-		s.budget[i] = semaphore.NewWeighted(int64(s.peer.limits.body))
-	}
 	return s
 }
 
@@ -336,7 +336,7 @@ func (s *Session) wait(l *waitList, can func() bool, cancel, expired <-chan stru
 	if l.first == nil && can() {
 		return nil
 	}
-	w := newWaiter()
+	w := s.newWaiter()
 	l.push(w)
 	for {
 		s.mu.Unlock()
@@ -354,7 +354,7 @@ func (s *Session) wait(l *waitList, can func() bool, cancel, expired <-chan stru
 		}
 		if err != nil || l.first == w && can() {
 			l.remove(w)
-			w.free()
+			s.free(w)
 			l.wake() // there may be room for the next one too
 			return err
 		}
