@@ -104,9 +104,11 @@ func Example() {
 
 // Whatever is lost or late, both sides have the same connection, or none.
 func TestBothSidesAgree(t *testing.T) {
-	succeeded := 0
-	const attempts = 60
-	for seed := range uint64(attempts) {
+	succeeded, attempts := 0, uint64(60)
+	if testing.Short() {
+		attempts = 15
+	}
+	for seed := range attempts {
 		o := natsim.Options{
 			Delay:  time.Duration(5+seed*7%90) * time.Millisecond,
 			Jitter: time.Duration(seed%3) * 10 * time.Millisecond,
@@ -144,7 +146,7 @@ func TestBothSidesAgree(t *testing.T) {
 			}
 		})
 	}
-	if succeeded < attempts*9/10 {
+	if uint64(succeeded) < attempts*9/10 {
 		t.Errorf("%d of %d came about", succeeded, attempts)
 	}
 }
@@ -597,6 +599,20 @@ func TestObserve(t *testing.T) {
 			}
 		})
 	}
+	// Who does not answer is not waited for when others have, and is not forgotten in predictions.
+	synctest.Test(t, func(t *testing.T) {
+		cfg := natsim.NATConfig{Mapping: natsim.AddressDependent, Ports: natsim.Sequential}
+		w := newWorld(t, natsim.Options{Delay: 20 * time.Millisecond}, cfg, home, 0)
+		defer w.close()
+		begin := time.Now()
+		b, err := w.a.p.Observe(t.Context(), w.servers[0].p.UDPAddr(), ap("192.0.2.99:1"), w.servers[1].p.UDPAddr(), ap("192.0.2.98:1"))
+		if err != nil || b.Step != 1 || b.Silent != 1 {
+			t.Errorf("with two who are silent: %+v, %v", b, err)
+		}
+		if took := time.Since(begin); took > 150*time.Millisecond {
+			t.Errorf("waited for the silent for %v", took)
+		}
+	})
 	synctest.Test(t, func(t *testing.T) {
 		n := natsim.New(natsim.Options{})
 		x := newPeer(t, n.Host(addr("192.0.2.1")), 0)

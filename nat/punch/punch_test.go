@@ -251,6 +251,9 @@ func TestEveryPairOfNATs(t *testing.T) {
 	}
 	for proto, name := range []string{"both", punch.TCP: "tcp", punch.UDP: "udp"} {
 		proto := punch.Proto(proto)
+		if proto == 0 && testing.Short() {
+			continue // little is left to find that the others do not
+		}
 		for _, ka := range natsim.Kinds() {
 			for _, kb := range natsim.Kinds() {
 				t.Run(fmt.Sprintf("%s/%s/%s", name, ka.Name, kb.Name), func(t *testing.T) {

@@ -215,7 +215,8 @@ func (p *Puncher) Stats() Stats {
 
 // Observe asks others with STUN which address the UDP socket has, remembers the answer for [Puncher.Offer],
 // and returns it. Servers are UDP addresses of other peers, at most 8; two at different addresses tell whether
-// what they see is of use to a third. It takes a round trip; who does not answer within a second does not count. It fails when nobody answers.
+// what they see is of use to a third. It takes a round trip, and two when some do not answer; it fails when nobody does
+// within a second.
 // A prediction of ports ages quickly: ask right before an offer.
 func (p *Puncher) Observe(ctx context.Context, servers ...netip.AddrPort) (stun.Behaviour, error) {
 	servers = slices.Clone(servers[:min(len(servers), maxServers)])
@@ -238,41 +239,43 @@ func (p *Puncher) Observe(ctx context.Context, servers ...netip.AddrPort) (stun.
 		}
 	}()
 
+	begin := time.Now()
 	mapped := map[stun.ID]netip.AddrPort{}
 	retry := time.NewTicker(observeRetry)
 	defer retry.Stop()
-	var err error
-	for len(mapped) < len(servers) && ctx.Err() == nil {
+	var enough <-chan time.Time // when the rest is not waited for any longer
+	ask := func() (err error) {
 		for i, id := range ids {
 			if _, ok := mapped[id]; !ok {
-				if e := p.send(stun.AppendRequest(nil, id), servers[i]); e != nil {
-					err = e
-				}
+				err = cmp.Or(p.send(stun.AppendRequest(nil, id), servers[i]), err)
 			}
 		}
-	wait:
-		for len(mapped) < len(servers) {
-			select {
-			case a := <-answers:
-				mapped[a.ID] = a.Mapped
-			case <-retry.C:
-				break wait
-			case <-ctx.Done():
-				break wait
-			case <-p.ctx.Done():
-				return stun.Behaviour{}, fmt.Errorf("ask for the own address: %w", net.ErrClosed)
-			}
+		return err
+	}
+	err := ask()
+wait:
+	for len(mapped) < len(servers) {
+		select {
+		case a := <-answers:
+			mapped[a.ID] = a.Mapped
+			enough = time.After(observeRest(len(mapped), time.Since(begin)))
+		case <-retry.C:
+			err = cmp.Or(ask(), err)
+		case <-enough:
+			break wait
+		case <-ctx.Done():
+			break wait
+		case <-p.ctx.Done():
+			return stun.Behaviour{}, fmt.Errorf("ask for the own address: %w", net.ErrClosed)
 		}
 	}
 	if len(mapped) == 0 {
 		return stun.Behaviour{}, fmt.Errorf("ask %d peers for the own address: %w", len(servers), cmp.Or(err, ctx.Err(), ErrNoCandidates))
 	}
 	// In the order in which they were asked: that is the order in which a NAT has made its mappings.
-	var seen []stun.Observation
+	seen := make([]stun.Observation, len(servers))
 	for i, id := range ids {
-		if a, ok := mapped[id]; ok {
-			seen = append(seen, stun.Observation{Server: servers[i], Mapped: a})
-		}
+		seen[i] = stun.Observation{Server: servers[i], Mapped: mapped[id]}
 	}
 	var local []netip.AddrPort
 	addrs, err := p.addrs()
@@ -287,6 +290,15 @@ func (p *Puncher) Observe(ctx context.Context, servers ...netip.AddrPort) (stun.
 	p.behaviour = b
 	p.mu.Unlock()
 	return b, nil
+}
+
+// observeRest is how long the other servers are waited for when some have answered. One answer shows the address; it
+// takes two to see what kind of NAT there is.
+func observeRest(answers int, took time.Duration) time.Duration {
+	if answers == 1 {
+		return max(2*took, 2*observeRetry)
+	}
+	return max(took, observeRetry/3)
 }
 
 // addrs gives the addresses at which this host may be reached.

@@ -38,7 +38,7 @@ func (m Mapping) Stable() bool { return m == NoMapping || m == EndpointIndepende
 // Observation is what one server has seen of a socket.
 type Observation struct {
 	Server netip.AddrPort
-	Mapped netip.AddrPort
+	Mapped netip.AddrPort // invalid if the server has not answered: a NAT made a mapping all the same
 }
 
 // Behaviour is what is known of the NATs between a socket and others.
@@ -51,6 +51,8 @@ type Behaviour struct {
 	// Step is how far the outside port moves from one destination to the next, if it does so evenly; 0 if it does
 	// not. Of a NAT that counts up it is 1, or 2 when pairs are kept for RTP.
 	Step int
+	// Silent is how many servers that have not answered were asked after the one that told the latest of Mapped.
+	Silent int
 }
 
 // maxStep is the largest difference of ports that is taken for counting. A random choice comes this close once in
@@ -59,25 +61,33 @@ const maxStep = 8
 
 // Classify concludes from what servers have seen of one socket, in the order in which they were asked, with as little in
 // between as possible. local are the addresses of the socket, with its port. Two servers at different
-// addresses tell whether mappings depend on the destination; one with two ports besides, on which part of it.
+// addresses tell whether mappings depend on the destination; one with two ports besides, on which part of it. If there
+// are servers of both versions of IP, it is IPv4 that all but Mapped is about.
 func Classify(local []netip.AddrPort, seen []Observation) Behaviour {
 	var b Behaviour
-	preserves, none := len(seen) > 0, len(seen) > 0
 	for _, o := range slices.Backward(seen) {
-		if !slices.Contains(b.Mapped, o.Mapped) {
+		if o.Mapped.IsValid() && !slices.Contains(b.Mapped, o.Mapped) {
 			b.Mapped = append(b.Mapped, o.Mapped)
 		}
-		none = none && slices.Contains(local, o.Mapped)
-		preserves = preserves && slices.ContainsFunc(local, func(l netip.AddrPort) bool { return l.Port() == o.Mapped.Port() })
 	}
-	b.Preserves = preserves
+	is4 := func(o Observation) bool { return o.Server.Addr().Is4() }
+	answered4 := func(o Observation) bool { return o.Mapped.IsValid() && is4(o) }
+	if slices.ContainsFunc(seen, answered4) {
+		seen = slices.DeleteFunc(slices.Clone(seen), func(o Observation) bool { return !is4(o) })
+	}
 
+	none, preserves := len(b.Mapped) > 0, len(b.Mapped) > 0
 	var byAddress, byPort struct{ same, differ bool }
 	for i, x := range seen {
+		if !x.Mapped.IsValid() {
+			continue
+		}
+		none = none && slices.Contains(local, x.Mapped)
+		preserves = preserves && slices.ContainsFunc(local, func(l netip.AddrPort) bool { return l.Port() == x.Mapped.Port() })
 		for _, y := range seen[:i] {
 			pair := &byAddress
 			switch {
-			case x.Server == y.Server || x.Mapped.Addr().Is4() != y.Mapped.Addr().Is4():
+			case !y.Mapped.IsValid() || x.Server == y.Server:
 				continue
 			case x.Server.Addr() == y.Server.Addr():
 				pair = &byPort
@@ -89,6 +99,7 @@ func Classify(local []netip.AddrPort, seen []Observation) Behaviour {
 			}
 		}
 	}
+	b.Preserves = preserves
 	switch {
 	case none:
 		b.Mapping = NoMapping
@@ -102,35 +113,49 @@ func Classify(local []netip.AddrPort, seen []Observation) Behaviour {
 		b.Mapping = EndpointIndependent
 	}
 	if !b.Mapping.Stable() {
-		b.Step = step(seen)
+		b.Step, b.Silent = step(seen)
 	}
 	return b
 }
 
-// step finds the even difference between the ports of successive observations, or 0.
-func step(seen []Observation) int {
-	s := 0
-	for i := 1; i < len(seen); i++ {
-		before, now := seen[i-1].Mapped, seen[i].Mapped
-		d := int(now.Port()) - int(before.Port())
-		if now.Addr() != before.Addr() || d == 0 || max(d, -d) > maxStep || s != 0 && s != d {
-			return 0
+// step finds the even difference between the ports of successive observations, or 0, and
+// how many were asked in vain after the last of them.
+func step(seen []Observation) (s, silent int) {
+	var before netip.AddrPort
+	for _, o := range seen {
+		silent++
+		if !o.Mapped.IsValid() {
+			continue
 		}
-		s = d
+		if before.IsValid() {
+			d := int(o.Mapped.Port()) - int(before.Port())
+			if o.Mapped.Addr() != before.Addr() || d == 0 || d%silent != 0 {
+				return 0, 0
+			}
+			if d /= silent; max(d, -d) > maxStep || s != 0 && s != d {
+				return 0, 0
+			}
+			s = d
+		}
+		before, silent = o.Mapped, 0
 	}
-	return s
+	if s == 0 {
+		return 0, 0
+	}
+	return s, silent
 }
 
 // Predict gives the n outside endpoints that a NAT which counts will probably use next, in order, or none if it
 // does not count.
 func (b Behaviour) Predict(n int) []netip.AddrPort {
+	latest := slices.IndexFunc(b.Mapped, func(m netip.AddrPort) bool { return m.Addr().Is4() })
 	if b.Step == 0 || len(b.Mapped) == 0 {
 		return nil
 	}
-	last := b.Mapped[0]
+	last := b.Mapped[max(latest, 0)]
 	var next []netip.AddrPort
 	for i := 1; i <= n; i++ {
-		port := int(last.Port()) + i*b.Step
+		port := int(last.Port()) + (b.Silent+i)*b.Step
 		if port < 1024 || port > 0xffff {
 			break // where it goes on from here is anybody's guess
 		}

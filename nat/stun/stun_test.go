@@ -189,14 +189,28 @@ func TestClassify(t *testing.T) {
 			want:     stun.Behaviour{Mapping: stun.AddressAndPortDependent, Step: 1, Mapped: []netip.AddrPort{ap("203.0.113.1:5001"), ap("203.0.113.1:5000")}},
 			predicts: []netip.AddrPort{ap("203.0.113.1:5002"), ap("203.0.113.1:5003")},
 		},
-		{ // two addresses of two versions of IP are no contradiction
-			name: "both versions", seen: []string{s1, "203.0.113.1:4001", "[2001:db8::1]:1", "[2001:db8::2]:4001"},
-			want: stun.Behaviour{Preserves: true, Mapped: []netip.AddrPort{ap("[2001:db8::2]:4001"), ap("203.0.113.1:4001")}},
+		{
+			name: "counts, with two who are silent", seen: []string{s1, "203.0.113.1:5000", s2, "", s3, "203.0.113.1:5002", s1b, ""},
+			want:     stun.Behaviour{Mapping: stun.Dependent, Step: 1, Silent: 1, Mapped: []netip.AddrPort{ap("203.0.113.1:5002"), ap("203.0.113.1:5000")}},
+			predicts: []netip.AddrPort{ap("203.0.113.1:5004"), ap("203.0.113.1:5005")},
+		},
+		{name: "all are silent", seen: []string{s1, "", s2, ""}},
+		{ // what is seen of one version of IP does not contradict the other
+			name: "both versions", seen: []string{s1, "203.0.113.1:5000", "[2001:db8::1]:1", "[2001:db8::2]:4001", s2, "203.0.113.1:5001"},
+			want: stun.Behaviour{
+				Mapping: stun.Dependent, Step: 1,
+				Mapped: []netip.AddrPort{ap("203.0.113.1:5001"), ap("[2001:db8::2]:4001"), ap("203.0.113.1:5000")},
+			},
+			predicts: []netip.AddrPort{ap("203.0.113.1:5002"), ap("203.0.113.1:5003")},
 		},
 	} {
 		var seen []stun.Observation
 		for i := 0; i < len(c.seen); i += 2 {
-			seen = append(seen, stun.Observation{Server: ap(c.seen[i]), Mapped: ap(c.seen[i+1])})
+			o := stun.Observation{Server: ap(c.seen[i])}
+			if c.seen[i+1] != "" {
+				o.Mapped = ap(c.seen[i+1])
+			}
+			seen = append(seen, o)
 		}
 		got := stun.Classify(local, seen)
 		if diff := cmp.Diff(c.want, got, cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
