@@ -10,26 +10,26 @@ import (
 	"net/netip"
 	"syscall"
 
-	"golang.org/x/net/route"
+	netroute "golang.org/x/net/route"
 )
 
 // defaultGateway asks the kernel for its IPv4 routes, by sysctl.
 func defaultGateway() (netip.Addr, error) {
-	rib, err := route.FetchRIB(syscall.AF_INET, route.RIBTypeRoute, 0)
+	rib, err := netroute.FetchRIB(syscall.AF_INET, netroute.RIBTypeRoute, 0)
 	if err != nil {
 		return netip.Addr{}, fmt.Errorf("routing table: %w", err)
 	}
-	messages, err := route.ParseRIB(route.RIBTypeRoute, rib)
+	messages, err := netroute.ParseRIB(netroute.RIBTypeRoute, rib)
 	if err != nil {
 		return netip.Addr{}, fmt.Errorf("routing table: %w", err)
 	}
 	for _, m := range messages {
-		r, ok := m.(*route.RouteMessage)
+		r, ok := m.(*netroute.RouteMessage)
 		if !ok || r.Flags&(syscall.RTF_UP|syscall.RTF_GATEWAY) != syscall.RTF_UP|syscall.RTF_GATEWAY || len(r.Addrs) <= syscall.RTAX_GATEWAY {
 			continue
 		}
-		to, isV4 := r.Addrs[syscall.RTAX_DST].(*route.Inet4Addr)
-		via, viaV4 := r.Addrs[syscall.RTAX_GATEWAY].(*route.Inet4Addr)
+		to, isV4 := r.Addrs[syscall.RTAX_DST].(*netroute.Inet4Addr)
+		via, viaV4 := r.Addrs[syscall.RTAX_GATEWAY].(*netroute.Inet4Addr)
 		if isV4 && viaV4 && to.IP == [4]byte{} {
 			return netip.AddrFrom4(via.IP), nil
 		}
