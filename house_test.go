@@ -32,7 +32,7 @@ var house = [][]string{
 	{"web"},
 	{"store"},
 	{"anycast", "relay", "swarm"},
-	{"trace"},
+	{"trace", "nat"},
 	{"probe"},
 	{"internal/labnet"},
 	{"lab"},
