@@ -180,7 +180,7 @@ type wanted struct {
 func (p *Peer) secure(ctx context.Context, conn net.Conn, w wanted) (*session, error) {
 	s := &session{
 		peer: p, how: w.how, via: w.via, outbound: w.dialled, since: time.Now(),
-		ready: make(chan struct{}),
+		ready: make(chan struct{}), gone: make(chan struct{}),
 	}
 	s.touch()
 	config := link.Config{
@@ -222,6 +222,7 @@ func (p *Peer) secure(ctx context.Context, conn net.Conn, w wanted) (*session, e
 		p.log.Debug("link down", "member", s.contact.String(), "how", s.how.String(), "error", s.Err())
 		p.links.remove(s)
 	}) {
+		p.links.remove(s)
 		s.Close()
 		return nil, net.ErrClosed
 	}

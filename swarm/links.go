@@ -100,6 +100,7 @@ type session struct {
 	used     atomic.Int64  // when it was last used, Unix nanoseconds
 	streams  atomic.Int32  // open for applications and circuits
 	carried  atomic.Int32  // circuits carried for the member
+	gone     chan struct{} // closed when it is no longer registered
 	ready    chan struct{} // closed when the fields above are set and the link is registered
 }
 
@@ -113,14 +114,25 @@ func (l *links) Call(ctx context.Context, to member.Contact, request wire.Messag
 	if to.Dialect == member.Original {
 		return nil, fmt.Errorf("%s to %s: %w: originals are not let in here", request.Kind(), to, wire.ErrUnreachable)
 	}
-	s, err := l.session(ctx, to)
-	if err != nil {
-		if g := l.peer.gateway; g != nil && errors.Is(err, errIsOriginal) {
-			return g.Call(ctx, to, request)
+	for attempt := 0; ; attempt++ {
+		s, err := l.session(ctx, to)
+		if err != nil {
+			if g := l.peer.gateway; g != nil && errors.Is(err, errIsOriginal) {
+				return g.Call(ctx, to, request)
+			}
+			return nil, err
 		}
-		return nil, err
+		m, err := l.call(ctx, s, request)
+		// A link that ended under the request says nothing about the member: it may have been one too many. Asking
+		// twice does no harm.
+		if err == nil || attempt == 1 || ctx.Err() != nil || !s.ended() {
+			return m, err
+		}
+		select {
+		case <-s.gone:
+		case <-ctx.Done():
+		}
 	}
-	return l.call(ctx, s, request)
 }
 
 func (l *links) call(ctx context.Context, s *session, request wire.Message) (wire.Message, error) {
@@ -339,6 +351,7 @@ func (l *links) remove(s *session) {
 	}
 	closed := l.closed
 	l.mu.Unlock()
+	close(s.gone)
 	if last && !closed {
 		l.peer.node().Suspect(s.contact.ID)
 	}
@@ -400,6 +413,16 @@ func (l *links) all() []*session {
 		}
 	}
 	return list
+}
+
+// ended reports whether the link is over.
+func (s *session) ended() bool {
+	select {
+	case <-s.Done():
+		return true
+	default:
+		return false
+	}
 }
 
 func (s *session) touch() { s.used.Store(time.Now().UnixNano()) }

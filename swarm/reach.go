@@ -525,13 +525,29 @@ func (p *Peer) enter(ctx context.Context, address string) error {
 	if addr.Addr().IsUnspecified() {
 		return fmt.Errorf("%s is no address that leads anywhere", addr)
 	}
+	// Until others have found out that they can reach this peer, it claims no place on the ring. One that others are in
+	// a ring with already has been reached.
+	settling := p.alone() && !p.o.Reachable
+	if settling {
+		p.setSelf(ctx, func(c *member.Contact) { c.Leaf = true })
+	}
+	err = p.enterAt(ctx, addr, settling)
+	if err != nil && settling && !p.o.Unreachable && p.alone() {
+		p.setSelf(ctx, func(c *member.Contact) { c.Leaf = false }) // others may still come here
+	}
+	return err
+}
+
+func (p *Peer) enterAt(ctx context.Context, addr netip.AddrPort, settling bool) error {
 	dialCtx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	s := p.links.at(addr)
+	s, err := p.links.at(addr), error(nil)
 	if s == nil {
 		s, err = p.dialAddr(dialCtx, addr, member.Contact{Addrs: []netip.AddrPort{addr}})
 	}
 	if errors.Is(err, errIsOriginal) {
+		// Originals cannot tell whether they reach this peer, and it has to be in the ring for them to try.
+		p.setSelf(ctx, func(c *member.Contact) { c.Leaf = p.o.Unreachable })
 		entry, err := p.gateway.Join(ctx, addr)
 		if err != nil {
 			return err
@@ -541,8 +557,9 @@ func (p *Peer) enter(ctx context.Context, address string) error {
 	if err != nil {
 		return err
 	}
-	if p.settle(ctx, s) {
-		// It is somebody else now, for whoever knew it: begin again.
+	if settling && p.settle(ctx, s) {
+		// What it said about itself when the link was made no longer holds.
+		p.links.drop()
 		if s, err = p.dialAddr(dialCtx, addr, s.contact); err != nil {
 			return err
 		}
@@ -550,12 +567,12 @@ func (p *Peer) enter(ctx context.Context, address string) error {
 	return p.node().Join(ctx, s.contact)
 }
 
-// settle finds out whether others can reach this peer, and says so in its contact. It reports whether the peer has
-// another ID since.
+// settle finds out whether others can reach this peer, and says so in its contact. It reports whether the contact has
+// changed.
 func (p *Peer) settle(ctx context.Context, s *session) bool {
 	self, observed := p.contact(), s.hello.observed
 	leaf, best := p.o.Unreachable, netip.AddrPort{}
-	if !p.o.Reachable && !p.o.Unreachable {
+	if !p.o.Unreachable {
 		ask := self
 		if observed.IsValid() {
 			// A router that forwards a port by hand does so to the same port, most likely.
@@ -577,12 +594,14 @@ func (p *Peer) settle(ctx context.Context, s *session) bool {
 	if leaf {
 		p.log.Info("others cannot reach this peer: it stays at the edge of the ring, and is met through its hosts")
 	}
-	return p.setSelf(ctx, func(c *member.Contact) {
+	p.setSelf(ctx, func(c *member.Contact) {
 		c.Leaf = leaf
 		if best.IsValid() && best != c.Addr() && !slices.Contains(c.Addrs, best) {
 			c.Addrs = prefer(best, c.Addrs)
 		}
 	})
+	now := p.contact()
+	return now.Leaf != self.Leaf || !slices.Equal(now.Addrs, self.Addrs)
 }
 
 // prefer puts an address first.
