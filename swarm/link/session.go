@@ -378,10 +378,8 @@ func (s *Session) control(f *frame) {
 	}
 	s.urgent.add(f)
 	if s.urgent.bytes > maxUrgent && s.closing == nil {
-		s.urgent.blocks, s.urgent.bytes = nil, 0
 		s.closing = fmt.Errorf("%w: it asks and does not listen", ErrProtocol)
-		s.goodbye = frame{kind: kindGoodbye, code: uint8(CodeViolation)}
-		s.ending = time.AfterFunc(byeTime, func() { s.end(nil) })
+		s.wg.Go(func() { s.end(nil) }) // a goodbye would not be heard either
 	}
 	s.kick()
 }
