@@ -15,11 +15,23 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"github.com/seed5728abee/fathom/lab"
 	"github.com/seed5728abee/fathom/nat/punch"
 )
 
-func TestMain(m *testing.M) { os.Exit(lab.Main(m)) }
+// TestMain also fails when some goroutine outlives the tests.
+func TestMain(m *testing.M) {
+	code := lab.Main(m)
+	if code == 0 {
+		if err := goleak.Find(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
 
 // labHost is the network of a host in a lab.
 type labHost struct{ h *lab.Host }

@@ -52,7 +52,9 @@ type Attempt struct {
 	// Initiator is true on one side and false on the other. The initiator chooses the connection.
 	Initiator bool
 	// Start is when to begin, at the same moment as the other side: the one that has all it needs first waits for as
-	// long as its last message takes. Default: now. A difference of less than half the round trip is as good as none.
+	// long as its last message takes. Default: now. A difference of less than half the round trip is as good as none. With a larger
+	// one, packets arrive uninvited, which most NATs forgive; Linux without a filter for them then gives its own
+	// side another port than was observed, and UDP fails.
 	Start time.Time
 	// RTT is the round trip between the two, if that is known: by way of a common peer, an upper bound. It paces
 	// the attempts to connect. Default 100 ms.
