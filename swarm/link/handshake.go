@@ -94,6 +94,7 @@ type shake struct {
 	conn   net.Conn
 	config Config
 	dialer bool
+	random io.Reader // nil: crypto/rand
 	static noise.DHKey
 	state  *noise.HandshakeState
 	sent   time.Time // when the message went out whose answer gives the round trip
@@ -118,7 +119,7 @@ func (c *Config) start(ctx context.Context, conn net.Conn) (stop func() error) {
 func (h *shake) newState(psk []byte) (*noise.HandshakeState, error) {
 	return noise.NewHandshakeState(noise.Config{
 		CipherSuite: suite, Pattern: noise.HandshakeXX, Initiator: h.dialer, Prologue: []byte(prologue),
-		StaticKeypair: h.static, PresharedKey: psk,
+		StaticKeypair: h.static, PresharedKey: psk, Random: h.random,
 	})
 }
 
@@ -223,7 +224,7 @@ func (h *shake) dial(expect ed25519.PublicKey) (send, recv *noise.CipherState, e
 	if len(h.config.SwarmKeys) > 0 {
 		psk = h.config.SwarmKeys[0][:]
 	}
-	if h.static, err = suite.GenerateKeypair(nil); err != nil {
+	if h.static, err = suite.GenerateKeypair(h.random); err != nil {
 		return nil, nil, err
 	}
 	if h.state, err = h.newState(psk); err != nil {
@@ -309,7 +310,7 @@ func (h *shake) openFirst(message []byte) error {
 	if err != nil {
 		return err
 	}
-	if h.static, err = suite.GenerateKeypair(nil); err != nil {
+	if h.static, err = suite.GenerateKeypair(h.random); err != nil {
 		return err
 	}
 	if h.state, err = h.newState(psk); err != nil {

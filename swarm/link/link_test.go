@@ -145,7 +145,7 @@ func TestEverything(t *testing.T) {
 		},
 	}
 	client, server := newTCPLink(t, testConfig(1, h), testConfig(2, h))
-	for _, size := range []int{0, 1, maxSmall, maxSmall + 1, 1 << 20, 16 << 20} {
+	for _, size := range []int{0, 1, maxSmall, maxSmall + 1, 1 << 20} {
 		for _, s := range []*Session{client, server} {
 			body := bytes.Repeat([]byte{'x'}, size)
 			answer, err := s.Call(t.Context(), body)
@@ -182,6 +182,9 @@ func TestEverything(t *testing.T) {
 				t.Fatalf("refused stream: %v", err)
 			}
 		}
+	}
+	if err := client.Send(t.Context(), make([]byte, 16<<20)); err != nil {
+		t.Error(err)
 	}
 	if _, err := client.Call(t.Context(), make([]byte, DefaultMaxBody+1)); !errors.Is(err, ErrTooLarge) {
 		t.Error(err)
