@@ -346,8 +346,8 @@ func (l *links) remove(s *session) {
 		if i := slices.Index(m.sessions, s); i >= 0 {
 			m.sessions = slices.Delete(m.sessions, i, i+1)
 			l.count--
+			last = len(m.sessions) == 0
 		}
-		last = len(m.sessions) == 0
 	}
 	closed := l.closed
 	l.mu.Unlock()
@@ -379,9 +379,25 @@ func (l *links) reap(needed func(Hash) bool) {
 	}
 }
 
-// drop ends all links.
+// drop says goodbye on all links, and counts on none of them from now on. It does not wait for their ends.
 func (l *links) drop() {
 	l.mu.Lock()
+	var all []*session
+	for _, m := range l.members {
+		all = append(all, m.sessions...)
+		m.sessions = nil
+	}
+	l.count -= len(all)
+	l.mu.Unlock()
+	for _, s := range all {
+		s.Bye(link.CodeClosed, "the member's contact has changed")
+	}
+}
+
+// close ends all links and takes no more.
+func (l *links) close() {
+	l.mu.Lock()
+	l.closed = true
 	var all []*session
 	for _, m := range l.members {
 		all = append(all, m.sessions...)
@@ -392,14 +408,6 @@ func (l *links) drop() {
 		wg.Go(func() { s.Close() })
 	}
 	wg.Wait()
-}
-
-// close ends all links and takes no more.
-func (l *links) close() {
-	l.mu.Lock()
-	l.closed = true
-	l.mu.Unlock()
-	l.drop()
 }
 
 // all returns the live links, the best to each member.
