@@ -703,3 +703,57 @@ func TestConn(t *testing.T) {
 		}, nil
 	})
 }
+
+// What an offer makes a peer send is bounded, and small.
+func TestBoundedTargets(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := natsim.New(natsim.Options{})
+		rec := &recorder{Host: n.Host(addr("192.0.2.10"))}
+		p, err := punch.New(punch.Options{Listen: ap("0.0.0.0:4001"), Network: rec})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer p.Close()
+		mine, err := p.Offer()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var hostile punch.Offer
+		for i := range punch.MaxCandidates {
+			victim := netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(i)}), 53)
+			hostile.Candidates = append(hostile.Candidates, punch.Candidate{Addr: victim, Proto: punch.UDP, Kind: punch.Mapped})
+		}
+		if _, err := p.Punch(t.Context(), punch.Attempt{Mine: mine, Theirs: hostile, Timeout: time.Hour}); !errors.Is(err, punch.ErrFailed) {
+			t.Error(err)
+		}
+		bytes := 0
+		for _, b := range rec.sent {
+			bytes += len(b)
+		}
+		// 20 addresses, 10 rounds in the first half second and 95 in the 9.5 s that an attempt can last from there.
+		if len(rec.sent) < 2000 || len(rec.sent) > 2200 || bytes != 29*len(rec.sent) {
+			t.Errorf("%d datagrams with %d bytes", len(rec.sent), bytes)
+		}
+	})
+}
+
+// BenchmarkUDPConnection is what a stream over a punched UDP path carries, on one host.
+func BenchmarkUDPConnection(b *testing.B) {
+	x, y := systemPair(b, punch.UDP)
+	r, errs := punchBoth(b, x, y, 0, nil, nil)
+	if errs[0] != nil || errs[1] != nil {
+		b.Fatal(errs)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { _, _ = io.Copy(io.Discard, r[1].Conn) })
+	block := make([]byte, 64<<10)
+	b.SetBytes(int64(len(block)))
+	for b.Loop() {
+		if _, err := r[0].Conn.Write(block); err != nil {
+			b.Fatal(err)
+		}
+	}
+	r[0].Conn.Close()
+	wg.Wait()
+	r[1].Conn.Close()
+}

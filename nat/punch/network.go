@@ -29,7 +29,11 @@ var System Network = system{}
 type system struct{}
 
 func (system) ListenUDP(local netip.AddrPort) (net.PacketConn, error) {
-	return net.ListenUDP(family("udp", local.Addr()), net.UDPAddrFromAddrPort(local))
+	c, err := net.ListenUDP(family("udp", local.Addr()), net.UDPAddrFromAddrPort(local))
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
 }
 
 func (system) DialTCP(ctx context.Context, local, remote netip.AddrPort) (net.Conn, error) {

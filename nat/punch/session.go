@@ -34,6 +34,8 @@ const (
 	probeQuick    = 10 // rounds
 	probeSlow     = 100 * time.Millisecond
 
+	// maxTargets bounds the addresses that are tried over each transport. An honest offer has fewer.
+	maxTargets = 20
 	// maxReflexive bounds the addresses that are found out from authentic probes.
 	maxReflexive = 8
 	// maxPaths bounds the QUIC connections that are tried at once.
@@ -168,7 +170,7 @@ func (p *Puncher) newSession(ctx context.Context, a Attempt) (*session, error) {
 			list = &s.tcp
 		}
 		own := slices.ContainsFunc(a.Mine.Candidates, func(m Candidate) bool { return m.Kind == LAN && m.Proto == c.Proto && m.Addr == c.Addr })
-		if !own && usable(c.Addr, p.listen.Addr()) && !slices.Contains(*list, c.Addr) {
+		if !own && len(*list) < maxTargets && usable(c.Addr, p.listen.Addr()) && !slices.Contains(*list, c.Addr) {
 			*list = append(*list, c.Addr)
 		}
 	}
