@@ -32,9 +32,10 @@
 // # Which NATs can be passed
 //
 // All pairs of those that map independently of the destination. A NAT whose mapping depends on it
-// ("symmetric") passes with one that filters by address or not at all, and, if it counts its ports up, with all.
-// Two that choose ports at random do not pass; nor does one with a NAT that filters by port. [Puncher.Observe] finds out which kind
-// there is, from two peers, and predicts ports. Package natsim has NATs of all kinds, and the tests every pair.
+// ("symmetric") passes with one that filters by address or not at all. If it counts its ports up, it also passes with one that filters by
+// port, and with another that counts, as long as others behind it are not too busy at that moment. One that chooses ports at random does
+// neither; that pair needs a relay. [Puncher.Observe] finds out which kind there is, from two peers, and predicts ports. Package natsim
+// has NATs of all kinds, and the tests every pair.
 //
 // References: RFC 4787 (behaviour of NATs for UDP), RFC 5382 (for TCP), RFC 5780 (finding out), RFC 5128 (state of the art), RFC 8489 (STUN);
 // B. Ford et al., "Peer-to-Peer Communication Across Network Address Translators" (2005); M. Seemann et al.,
