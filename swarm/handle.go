@@ -28,6 +28,9 @@ const (
 	maxRequests        = 64              // requests of one member under way
 )
 
+// queuePatience is how long a message waits for room in the queue of the application before its sender is told.
+const queuePatience = 5 * time.Second
+
 var (
 	errIsOriginal = errors.New("the peer speaks the original protocol")
 	errSelf       = errors.New("that is this peer itself")
@@ -371,7 +374,12 @@ func (p *Peer) deliver(from member.Contact, data []byte, isBroadcast bool) error
 	if hook := p.o.Hooks.Recv; hook != nil {
 		hook(m)
 	}
-	if !p.inbox.add(m) {
+	// Who sends to one member can wait for it, and does: only what else its link carries as messages waits too.
+	patience := queuePatience
+	if isBroadcast {
+		patience = 0
+	}
+	if !p.inbox.wait(m, patience) {
 		p.counters.dropped.Add(1)
 		return ErrQueueFull
 	}

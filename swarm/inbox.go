@@ -25,11 +25,33 @@ type inbox struct {
 
 	// ready has room for one: whoever adds leaves a token, whoever takes it and leaves messages behind puts it back.
 	ready chan struct{}
+	space chan struct{} // in the same way for those who wait for room
 	done  chan struct{}
 }
 
 func newInbox(maxLength, maxBytes int) *inbox {
-	return &inbox{maxLength: maxLength, maxBytes: maxBytes, ready: make(chan struct{}, 1), done: make(chan struct{})}
+	return &inbox{maxLength: maxLength, maxBytes: maxBytes, ready: make(chan struct{}, 1), space: make(chan struct{}, 1), done: make(chan struct{})}
+}
+
+// wait appends a message as soon as there is room, and reports whether there was within a time.
+func (b *inbox) wait(m Message, patience time.Duration) bool {
+	if b.add(m) {
+		return true
+	}
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	for {
+		select {
+		case <-b.space:
+			if b.add(m) {
+				return true
+			}
+		case <-timer.C:
+			return false
+		case <-b.done:
+			return false
+		}
+	}
 }
 
 // add appends a message and reports whether there was room.
@@ -48,13 +70,17 @@ func (b *inbox) add(m Message) bool {
 	b.queue[(b.head+b.length)&(len(b.queue)-1)] = m
 	b.length++
 	b.bytes += len(m.Data)
-	b.signalLocked()
+	signal(b.ready)
+	if b.length < b.maxLength && b.bytes < b.maxBytes {
+		signal(b.space) // there may be others
+	}
 	return true
 }
 
-func (b *inbox) signalLocked() {
+// signal leaves a token unless there is one.
+func signal(c chan struct{}) {
 	select {
-	case b.ready <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -91,8 +117,9 @@ func (b *inbox) tryTake() (Message, bool) {
 	b.head = (b.head + 1) & (len(b.queue) - 1)
 	b.length--
 	b.bytes -= len(m.Data)
+	signal(b.space)
 	if b.length > 0 {
-		b.signalLocked()
+		signal(b.ready)
 	} else if len(b.queue) > keptQueue {
 		b.queue, b.head = nil, 0 // a burst is over: give its room back
 	}

@@ -619,7 +619,7 @@ func prefer(first netip.AddrPort, addrs []netip.AddrPort) []netip.AddrPort {
 func (p *Peer) maintain(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	reaped, looked, published := time.Now(), time.Now(), time.Now()
+	reaped, looked, published, checked := time.Now(), time.Now(), time.Now(), time.Now()
 	for alone := 0; ; {
 		select {
 		case <-tick.C:
@@ -647,6 +647,10 @@ func (p *Peer) maintain(ctx context.Context) {
 			looked = now.Add(-rand.N(mergeInterval / 4))
 			p.lookAround(ctx)
 		}
+		if now.Sub(checked) >= checkInterval {
+			checked = now
+			p.recheck(ctx)
+		}
 		if now.Sub(published) >= publishInterval {
 			published = now
 			p.publishName(ctx)
@@ -658,7 +662,27 @@ const (
 	rejoinEvery     = 5                // seconds between attempts to come back
 	mergeInterval   = 10 * time.Second // between looks at bootstrap peers outside our ring
 	publishInterval = 10 * time.Minute
+	checkInterval   = 5 * time.Minute // between looks at whether others can reach this peer
 )
+
+// recheck finds out whether what holds about this peer's reachability still does: routers are set up, restarted and
+// replaced while programs run. It takes two members to agree that a peer has become unreachable.
+func (p *Peer) recheck(ctx context.Context) {
+	if p.o.Reachable || p.o.Unreachable {
+		return
+	}
+	witnesses := p.carriers(p.contact(), 2)
+	reached := slices.ContainsFunc(witnesses, func(s *session) bool {
+		_, ok := p.isReachable(ctx, s, p.contact())
+		return ok
+	})
+	if len(witnesses) < 2 && !reached || reached != p.contact().Leaf {
+		return
+	}
+	p.log.Info("reachability has changed", "reachable", reached)
+	p.setSelf(ctx, func(c *member.Contact) { c.Leaf = !reached })
+	p.links.drop() // it said otherwise when they were made
+}
 
 func (p *Peer) isConnected() bool {
 	p.mu.Lock()
