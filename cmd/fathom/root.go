@@ -34,6 +34,7 @@ var commands = []struct {
 	{groupMeasure, newMtrCommand},
 	{groupMeasure, newAnycastCommand},
 	{groupJoin, newRelayCommand},
+	{groupJoin, newSwarmCommand},
 	{groupLab, newLabCommand},
 	{groupLab, newDemoCommand},
 	{groupProgram, newVersionCommand},
