@@ -348,9 +348,10 @@ func (g *Gateway) greet(ctx context.Context, nc net.Conn, id member.ID, kind Typ
 		return nil, nil, err
 	}
 	c.first = q
+	serving := c // c is a result: it may be nil by the time that the connection ends
 	if !g.background(func(ctx context.Context) {
-		if err := c.run(ctx, nil); err != nil && !errors.Is(err, ErrNative) {
-			g.o.Log.Debug("connection to an original", "address", c.remote.String(), "error", err)
+		if err := serving.run(ctx, nil); err != nil && !errors.Is(err, ErrNative) {
+			g.o.Log.Debug("connection to an original", "address", serving.remote.String(), "error", err)
 		}
 	}) {
 		g.forget(c)
