@@ -79,9 +79,11 @@ func (g *Gateway) survey(ctx context.Context) {
 	for len(open) > 0 && ctx.Err() == nil {
 		round := slices.Collect(maps.Values(open))
 		clear(open)
+		for _, c := range round {
+			closed[c.ID] = true
+		}
 		for i, answer := range g.askAll(ctx, round) {
 			c := round[i]
-			closed[c.ID] = true
 			if answer == nil {
 				continue
 			}
@@ -258,8 +260,10 @@ func (g *Gateway) takeCensus(ctx context.Context) {
 		round := slices.Collect(maps.Values(open))
 		round = round[:min(len(round), MaxVisited)]
 		clear(open)
+		for _, c := range round {
+			closed[c.ID] = true
+		}
 		for i, answer := range g.askAll(ctx, round) {
-			closed[round[i].ID] = true
 			if answer == nil {
 				continue
 			}
