@@ -142,7 +142,7 @@ clean: ## remove ./build
 .PHONY: deps deps-race deps-generate
 # The Channel Access library goes by itself: its name has its version, and where that is another, only its own test is to skip.
 deps: ## install the programs that the tests compare with
-	@tools/deps mtr:mtr-tiny fping:fping ping:iputils-ping ip:iproute2 sc_warts2json:scamper dnsmasq:dnsmasq-base
+	@tools/deps mtr:mtr-tiny fping:fping ping:iputils-ping ip:iproute2 sc_warts2json:scamper dnsmasq:dnsmasq-base nft:nftables miniupnpd:miniupnpd-nftables
 	@tools/deps /usr/share/doc/libca4.13.5:libca4.13.5 python3:python3
 
 deps-race: deps

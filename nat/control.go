@@ -41,6 +41,7 @@ type control struct {
 	mu      sync.Mutex
 	waiting map[*exchange]struct{}
 	epochs  [pcp.Version + 1]epoch // by version
+	since   time.Time              // of the first answer, or of the latest announcement of a restart
 }
 
 // exchange is a question under way.
@@ -116,8 +117,28 @@ func (c *control) hear() {
 		case err != nil:
 			time.Sleep(10 * time.Millisecond)
 		case from.Addr().Unmap() == c.gateway:
-			c.take(buf[:n])
+			c.announced(buf[:n])
 		}
+	}
+}
+
+// announced looks at the clock in an announcement, which may be of the other protocol than the one in use: miniupnpd announces its start
+// by PCP only. A gateway that has answered already, and says that it began later than that, has lost its mappings.
+func (c *control) announced(packet []byte) {
+	_, value, ok := clock(packet)
+	if !ok {
+		return
+	}
+	c.mu.Lock()
+	// The same is announced ten times over minutes.
+	restarted := !c.since.IsZero() && time.Duration(value)*time.Second+2*time.Second < time.Since(c.since)
+	if restarted {
+		c.since = time.Now()
+	}
+	c.mu.Unlock()
+	if restarted {
+		c.log.Debug("gateway announces a restart", "gateway", c.gateway)
+		c.reset()
 	}
 }
 
@@ -128,6 +149,9 @@ func (c *control) take(packet []byte) {
 		return
 	}
 	c.mu.Lock()
+	if c.since.IsZero() {
+		c.since = time.Now()
+	}
 	restarted := c.epochs[version].restarted(version, value, time.Now())
 	for x := range c.waiting {
 		if x.accept(packet) {

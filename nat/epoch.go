@@ -6,7 +6,6 @@ package nat
 import (
 	"time"
 
-	"github.com/seed5728abee/fathom/nat/natpmp"
 	"github.com/seed5728abee/fathom/nat/pcp"
 )
 
@@ -16,9 +15,9 @@ type epoch struct {
 	at    time.Time // when that came; zero before the first
 }
 
-// restarted takes the clock of a new answer and tells whether the gateway has lost its mappings since the one before. The
-// rules are those of each protocol: RFC 6887, section 8.5, where a clock that runs too fast tells as well, and
-// RFC 6886, section 3.6.
+// restarted takes the clock of a new answer and tells whether the gateway has lost its mappings since the one before, by the rules of
+// RFC 6887, section 8.5. NAT-PMP's clock is held against the same ones, but for being fast, though RFC 6886, section 3.6, would let it be
+// slower: a restart soon after the latest answer shows only so, and a false alarm costs no more than a request.
 func (e *epoch) restarted(version byte, value uint32, now time.Time) bool {
 	before := *e
 	*e = epoch{value, now}
@@ -27,12 +26,8 @@ func (e *epoch) restarted(version byte, value uint32, now time.Time) bool {
 	}
 	mine := int64(now.Sub(before.at) / time.Second)
 	theirs := int64(value) - int64(before.value)
-	switch version {
-	case pcp.Version:
-		// An answer that was overtaken by a later one may be a second behind.
-		return theirs < -1 || theirs >= 0 && (mine+2 < theirs-theirs/16 || theirs+2 < mine-mine/16)
-	case natpmp.Version:
-		return theirs < mine*7/8-2
-	}
-	return false
+	back := theirs < -1 // an answer that was overtaken by a later one may be a second behind
+	slow := theirs+2 < mine-mine/16
+	fast := mine+2 < theirs-theirs/16
+	return back || slow || fast && version == pcp.Version
 }

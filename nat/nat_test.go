@@ -32,8 +32,9 @@ func TestEpoch(t *testing.T) {
 		{"PCP, a little fast", pcp.Version, 1000, 1630, 10 * time.Minute, false},
 		{"PCP, too fast", pcp.Version, 1000, 1650, 10 * time.Minute, true},
 		{"NAT-PMP, on time", natpmp.Version, 1000, 1600, 10 * time.Minute, false},
-		{"NAT-PMP, slow", natpmp.Version, 1000, 1524, 10 * time.Minute, false},
-		{"NAT-PMP, too slow", natpmp.Version, 1000, 1522, 10 * time.Minute, true},
+		{"NAT-PMP, a little slow", natpmp.Version, 1000, 1561, 10 * time.Minute, false},
+		{"NAT-PMP, too slow", natpmp.Version, 1000, 1560, 10 * time.Minute, true},
+		{"NAT-PMP, restarted just after the start", natpmp.Version, 1, 1, 3 * time.Second, true},
 		{"NAT-PMP, fast", natpmp.Version, 1000, 9000, 10 * time.Minute, false},
 		{"NAT-PMP, from 0", natpmp.Version, 1000, 0, time.Second, true},
 	} {
