@@ -433,13 +433,11 @@ func TestRequestsWait(t *testing.T) {
 // Large messages and requests that are given up halfway leave nothing behind at the other side.
 func TestLargeGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		client, server, _ := slowLink(t, 10*time.Millisecond, testConfig(1, testHandler{}), testConfig(2, testHandler{}))
-		gate := make(chan struct{})
-		client.conn = &gatedConn{Conn: client.conn, open: gate}
+		a, b := net.Pipe()
+		// 10 MB a second: a second is enough for half of it.
+		client, server := newLink(t, pacedConn{a}, b, testConfig(1, testHandler{}), testConfig(2, testHandler{}))
 		for i := range 8 {
-			g := client.conn.(*gatedConn)
-			g.closed.Store(true)
-			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second/2)
 			var err error
 			if i%2 == 0 {
 				err = client.Send(ctx, make([]byte, 8<<20))
@@ -450,10 +448,6 @@ func TestLargeGivenUp(t *testing.T) {
 			if !errors.Is(err, context.DeadlineExceeded) {
 				t.Error(err)
 			}
-			g.closed.Store(false)
-			close(g.open)
-			g.open = make(chan struct{})
-			time.Sleep(time.Second)
 		}
 		if err := client.Send(t.Context(), make([]byte, DefaultMaxBody)); err != nil {
 			t.Error(err)

@@ -147,7 +147,7 @@ func FuzzRecord(f *testing.F) {
 			v.write(v.send.seal(nil, text))
 			v.say(frame{kind: kindGoodbye})
 		}()
-		go io.Copy(io.Discard, v.conn)
+		go v.goodbye() // and hang up when it comes
 		select {
 		case <-s.Done():
 		case <-time.After(10 * time.Second):

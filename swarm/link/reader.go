@@ -26,7 +26,10 @@ func (s *Session) read() {
 	err := s.readRecords()
 	if errors.Is(err, ErrProtocol) {
 		s.leave(err, CodeViolation, err.Error(), false)
-		<-s.done
+		// Until the other side hangs up, or time is up: see write.
+		for rest, b := error(nil), make([]byte, smallBuffer); rest == nil; {
+			_, rest = s.conn.Read(b)
+		}
 	}
 	s.end(err)
 	s.failMessages()
