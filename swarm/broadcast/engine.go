@@ -493,8 +493,13 @@ func (e *Engine) look(self member.Contact) *view {
 	}
 	v := &view{table: newTable(self.ID, slices.Clone(e.o.Table())), at: now}
 	if !self.Leaf {
-		v.leaves = slices.DeleteFunc(slices.Clone(e.o.Leaves()), func(c member.Contact) bool { return c.Dialect != member.Native })
+		v.leaves = e.attached()
 	}
 	e.view.Store(v)
 	return v
+}
+
+// attached returns the leaves that we are a host of.
+func (e *Engine) attached() []member.Contact {
+	return slices.DeleteFunc(slices.Clone(e.o.Leaves()), func(c member.Contact) bool { return c.Dialect != member.Native })
 }

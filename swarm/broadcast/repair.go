@@ -24,9 +24,11 @@ const (
 	near = 4
 
 	// Who hears of a broadcast waits for the tree as long as that is expected to take, in round trips to the one who told.
-	graceTrips = 8
-	minGrace   = 100 * time.Millisecond
-	maxGrace   = 1500 * time.Millisecond
+	// Where that is not known, links are still being made.
+	graceTrips   = 8
+	minGrace     = 100 * time.Millisecond
+	maxGrace     = 1500 * time.Millisecond
+	unknownGrace = 400 * time.Millisecond
 
 	// joinSlack is how long before our start a broadcast may have been sent that is fetched: joining takes a while.
 	joinSlack = 10 * time.Second
@@ -150,7 +152,9 @@ type audience struct {
 	leaves        []member.Contact
 }
 
-func (e *Engine) audience() audience {
+// audience returns whom news can be told to. Far members, and leaves as they were a moment ago, are in it only if there
+// is something to tell for certain: to find them costs the most.
+func (e *Engine) audience(certain bool) audience {
 	self := e.o.Self()
 	if self.Leaf {
 		return audience{leaf: true, after: self.Hosts}
@@ -166,27 +170,38 @@ func (e *Engine) audience() audience {
 	var a audience
 	before, after := e.o.Neighbours()
 	a.before, a.after = natives(before), natives(after)
-	v := e.look(self)
-	a.far, a.leaves = v.members, v.leaves
+	if certain {
+		v := e.look(self)
+		a.far, a.leaves = v.members, v.leaves
+	} else {
+		a.leaves = e.attached()
+	}
 	return a
 }
 
 // tell tells what is new, and, if it is time, some of what is old.
 func (e *Engine) tell(now time.Time, again bool) {
-	a := e.audience()
 	var casts []cast
+	var fresh, due []*item
 	e.mu.Lock()
-	fresh := e.fresh
-	if now.Before(e.freshAt) {
-		fresh = nil
-	} else {
-		e.fresh = nil
+	if !now.Before(e.freshAt) {
+		fresh, e.fresh = e.fresh, nil
 	}
+	if again {
+		due = e.dueLocked(now)
+	}
+	idle := len(e.order) == 0
+	e.mu.Unlock()
+	if idle && len(fresh) == 0 {
+		return
+	}
+	a := e.audience(len(fresh)+len(due) > 0)
+	e.mu.Lock()
 	if len(fresh) > 0 {
 		casts = e.freshLocked(casts, a, fresh, now)
 	}
 	if again {
-		casts = e.againLocked(casts, a, now)
+		casts = e.againLocked(casts, a, due, now)
 	}
 	e.stats.Told += uint64(len(casts))
 	e.mu.Unlock()
@@ -232,27 +247,29 @@ func (e *Engine) freshLocked(casts []cast, a audience, fresh []*item, now time.T
 	return casts
 }
 
-// againLocked tells some of what is old to a few, and all that is here to neighbours that are new. It also lets go of
-// what is too old.
-func (e *Engine) againLocked(casts []cast, a audience, now time.Time) []cast {
+// dueLocked returns what is old enough to be told again, and lets go of what is too old for that.
+func (e *Engine) dueLocked(now time.Time) (due []*item) {
 	for len(e.order) > 0 && now.Sub(e.order[0].got) >= e.o.Keep {
 		e.releaseLocked()
 	}
 	if len(e.order) == 0 {
-		e.tick, e.told = time.Time{}, nil
-		e.order = nil
+		e.order, e.told, e.tick = nil, nil, time.Time{}
+		e.view.Store(nil)
 		e.memory.forget(now)
-		return casts
+		return nil
 	}
 	e.tick = now.Add(tickEvery)
-
-	var due []*item
 	for _, it := range e.order {
 		if it.again < len(tellAgain) && now.Sub(it.got) >= tellAgain[it.again] {
 			due = append(due, it)
 			it.again++
 		}
 	}
+	return due
+}
+
+// againLocked tells what is due to a few, and all that is here to neighbours that are new.
+func (e *Engine) againLocked(casts []cast, a audience, due []*item, now time.Time) []cast {
 	if len(due) > 0 {
 		var targets []member.Contact
 		for _, list := range [][]member.Contact{a.before, a.after, a.far} {
@@ -310,7 +327,10 @@ func (e *Engine) hear(from member.Contact, m wire.Have) {
 	if e.admit(from.ID) != nil {
 		return
 	}
-	grace := min(max(graceTrips*e.o.Transport.RTT(from.ID), minGrace), maxGrace)
+	grace := unknownGrace
+	if rtt := e.o.Transport.RTT(from.ID); rtt > 0 {
+		grace = min(max(graceTrips*rtt, minGrace), maxGrace)
+	}
 	now := time.Now()
 	e.mu.Lock()
 	defer e.mu.Unlock()

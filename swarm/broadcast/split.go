@@ -78,32 +78,27 @@ func (t *table) split(from, limit member.ID, degree int, skip func(member.ID) bo
 	}
 	known := t.members[first:end]
 	start := head(from)
-	step := (head(to) - start) / uint64(degree)
+	width := max((head(to)-start)/uint64(degree), 1)
 	parts := make([]part, 0, min(len(known), degree))
-	next := start
+	next := uint64(0) // slot, of the width of an even part
 	for i, c := range known {
+		if len(parts) == degree {
+			break
+		}
 		if skip(c.ID) {
 			continue
 		}
-		// The first has to be among them: who is before it is in nobody's charge. Those that are left and have a slot
-		// each are taken in any case.
-		at := head(t.self.Distance(c.ID))
-		if left := degree - len(parts); len(parts) > 0 && at < next && len(known)-i > left {
+		// The first has to be among them: who is before it is in nobody's charge. Of the others one is taken in each
+		// slot, and when no more are left than can be taken, all.
+		slot := (head(t.self.Distance(c.ID)) - start) / width
+		if len(parts) > 0 && slot < next && len(known)-i > degree-len(parts) {
 			continue
-		}
-		if len(parts) == degree {
-			break
 		}
 		if n := len(parts); n > 0 {
 			parts[n-1].limit = c.ID
 		}
 		parts = append(parts, part{to: c})
-		for step > 0 && next <= at {
-			next += step
-		}
-		if step == 0 {
-			next = start
-		}
+		next = slot + 1
 	}
 	if n := len(parts); n > 0 {
 		parts[n-1].limit = limit

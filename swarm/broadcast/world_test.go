@@ -34,6 +34,8 @@ type world struct {
 	nodes []*node // in the order of the ring
 	byID  map[member.ID]*node
 	apart func(a, b *node) bool // on different sides of a partition
+
+	counted float64 // copies in results so far
 }
 
 type node struct {
@@ -281,18 +283,18 @@ type result struct {
 	members, reached, more int           // more: that got it more than once
 	last                   time.Duration // until the last delivery
 	hops                   int           // of the farthest
-	copies                 float64       // payloads received per member
+	copies                 float64       // payloads received per member since the last result
 }
 
 func (w *world) result(tag wire.Tag, origin *node, began time.Time) result {
 	var r result
-	var copies uint64
+	copies := -w.counted
 	for _, n := range w.live() {
 		if n == origin {
 			continue
 		}
 		r.members++
-		copies += n.Stats().Copies
+		copies += float64(n.Stats().Copies)
 		got := n.arrivals(tag)
 		if len(got) > 0 {
 			r.reached++
@@ -303,7 +305,8 @@ func (w *world) result(tag wire.Tag, origin *node, began time.Time) result {
 			r.more++
 		}
 	}
-	r.copies = float64(copies) / float64(r.members)
+	r.copies = copies / float64(max(r.members, 1))
+	w.counted += copies
 	return r
 }
 
