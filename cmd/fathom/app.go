@@ -18,6 +18,7 @@ import (
 
 	"github.com/charmbracelet/x/term"
 
+	"github.com/seed5728abee/fathom/nat"
 	"github.com/seed5728abee/fathom/probe"
 	"github.com/seed5728abee/fathom/trace"
 )
@@ -50,6 +51,7 @@ type app struct {
 	newProber      func(o probe.Options, mark uint32) (prober, error)
 	resolve        func(ctx context.Context, host string, version int) (netip.Addr, error)
 	names, origins trace.Source
+	nat            nat.Options
 
 	// started is set when a command's own work begins: an error before that is one of usage.
 	started bool

@@ -34,6 +34,7 @@ var commands = []struct {
 	{groupMeasure, newMtrCommand},
 	{groupMeasure, newAnycastCommand},
 	{groupJoin, newRelayCommand},
+	{groupJoin, newNATCommand},
 	{groupJoin, newSwarmCommand},
 	{groupLab, newLabCommand},
 	{groupLab, newDemoCommand},

@@ -60,7 +60,8 @@ made of; with --swarm-key only those who have that key get in.`,
   fathom swarm chat --join 192.0.2.1:49610 -u alice
   fathom swarm ring --join 192.0.2.1:49610`,
 	}
-	cmd.AddCommand(newSwarmNodeCommand(a), newSwarmRunCommand(a), newSwarmKeygenCommand(a))
+	cmd.AddCommand(newSwarmNodeCommand(a), newSwarmRunCommand(a), newSwarmLookupCommand(a), newSwarmSendCommand(a),
+		newSwarmBroadcastCommand(a), newSwarmRingCommand(a), newSwarmKeygenCommand(a))
 	return cmd
 }
 

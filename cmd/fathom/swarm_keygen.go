@@ -6,9 +6,7 @@ package main
 import (
 	"crypto/x509"
 	"encoding/pem"
-	"errors"
 	"fmt"
-	"io/fs"
 
 	"github.com/spf13/cobra"
 
@@ -52,9 +50,6 @@ makes such keys too.`,
 				_, err = fmt.Fprintln(a.stdout, member.NewSwarmKey().Reveal())
 			default:
 				err = member.SwarmKeys{member.NewSwarmKey()}.Save(args[0])
-			}
-			if errors.Is(err, fs.ErrExist) {
-				return withHint(err, "Keys are never written over: remove the file first if nobody needs it.")
 			}
 			return err
 		},
