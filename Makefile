@@ -80,6 +80,10 @@ bench-anycast: ## measure an anycast fleet: controller, three agents and a clien
 bench-relay: ## measure the broadcast relay: rates, latency, bursts and memory, in a lab
 	$(GO) run ./internal/benchrelay
 
+.PHONY: bench-swarm
+bench-swarm: ## measure a swarm of real peers: joins, lookups, deaths, broadcasts, throughput
+	$(GO) run ./internal/benchswarm
+
 lint: ## format, vet, tidy and golangci-lint checks; changes nothing
 	@unformatted=$$($(TOOL) gofumpt -l .); \
 	if [[ -n $$unformatted ]]; then echo "not formatted (run make format):"; echo "$$unformatted"; exit 1; fi
