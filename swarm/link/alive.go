@@ -65,9 +65,18 @@ func (s *Session) onPong(f *frame) error {
 		return fmt.Errorf("%w: a pong without a ping", ErrProtocol)
 	}
 	rtt := time.Since(p.sent)
-	s.rtt.Store(max(1, (7*s.rtt.Load()+int64(rtt))/8))
+	s.rtt.Store(smoothed(s.rtt.Load(), int64(rtt)))
 	p.answered <- rtt
 	return nil
+}
+
+// smoothed takes in one more round trip. Whatever goes wrong makes one longer, the handshake's work above all, so
+// that a shorter one tells more.
+func smoothed(rtt, sample int64) int64 {
+	if sample < rtt {
+		return max(1, (rtt+sample)/2)
+	}
+	return max(1, (7*rtt+sample)/8)
 }
 
 // startTimer begins to watch over a link that has come up.

@@ -6,6 +6,7 @@ package link
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -487,6 +488,51 @@ func TestCloseSendsTheRest(t *testing.T) {
 		<-server.Done()
 		var bye *Goodbye
 		if err := server.Err(); !errors.As(err, &bye) || *bye != (Goodbye{CodeDuplicate, "enough"}) {
+			t.Error(err)
+		}
+	})
+}
+
+// A stream of a link carries a link, as for members that only a third one can reach.
+func TestLinkInLink(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := net.Pipe()
+		inner := make(chan *Session, 1)
+		outer, _ := newLink(t, a, b, testConfig(1, testHandler{}), testConfig(2, testHandler{
+			stream: func(_ *Session, _ []byte, c net.Conn) error {
+				go func() {
+					s, err := Server(context.Background(), c, testConfig(3, testHandler{}))
+					if err != nil {
+						t.Error(err)
+					}
+					inner <- s
+				}()
+				return nil
+			},
+		}))
+		st, err := outer.Open(t.Context(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		client, err := Client(t.Context(), st, testConfig(4, testHandler{}), identity(3).Public().(ed25519.PublicKey))
+		if err != nil {
+			t.Fatal(err)
+		}
+		server := <-inner
+		if err := client.Send(t.Context(), make([]byte, 5<<20)); err != nil {
+			t.Error(err)
+		}
+		if answer, err := server.Call(t.Context(), []byte("who?")); string(answer) != "who?" || err != nil {
+			t.Errorf("%q, %v", answer, err)
+		}
+		time.Sleep(time.Hour)
+		if err := errors.Join(client.Err(), server.Err()); err != nil {
+			t.Error(err)
+		}
+		outer.Close()
+		<-client.Done()
+		<-server.Done()
+		if err := client.Err(); !errors.Is(err, ErrBroken) {
 			t.Error(err)
 		}
 	})

@@ -56,6 +56,7 @@ type Session struct {
 		direction
 		bytes   uint64 // since the last rekey
 		rekeyed time.Time
+		patient time.Time // when the deadline was set
 		batch   []*block
 	}
 	recv direction // belongs to the reader, as does what follows
@@ -110,13 +111,13 @@ type Session struct {
 
 // Client begins a link on conn, which the caller has dialled. With expect it succeeds only with that member, and nil
 // takes whoever answers. It returns when the other side has accepted the link. The session owns conn, which is closed
-// when Client fails; ctx bounds only Client itself.
+// when Client fails; ctx bounds only Client itself. The Handler may be called before Client returns.
 func Client(ctx context.Context, conn net.Conn, c Config, expect ed25519.PublicKey) (*Session, error) {
 	return begin(ctx, conn, c, true, expect)
 }
 
 // Server begins a link on conn, which the caller has accepted; the magic byte is still to be read. The session owns conn,
-// which is closed when Server fails; ctx bounds only Server itself.
+// which is closed when Server fails; ctx bounds only Server itself. The Handler may be called before Server returns.
 //
 // Until the other side has proved its key, Server needs some 16 KiB of memory and Config.Handshake of time at most. How many
 // such links are begun at a time is for the caller to bound, for each remote address and for all.

@@ -113,9 +113,10 @@ func (s *Session) acknowledge() {
 func (s *Session) writeBatch(out []byte) error {
 	w := &s.send
 	now := time.Now()
-	if s.config.KeepAlive > 0 {
-		// A connection that knows no deadlines is ended by the timer.
-		_ = s.conn.SetWriteDeadline(now.Add(2 * s.config.KeepAlive))
+	if patience := 2 * s.config.KeepAlive; patience > 0 && now.Sub(w.patient) > patience/8 {
+		// Not each time, as it costs a timer. A connection that knows no deadlines is ended by tick.
+		w.patient = now
+		_ = s.conn.SetWriteDeadline(now.Add(patience))
 	}
 	if w.bytes >= rekeyBytes || now.Sub(w.rekeyed) >= rekeyTime {
 		out = w.seal(out, appendFrame(nil, &frame{kind: kindRekey}))
