@@ -290,3 +290,76 @@ func TestBroadcastErrors(t *testing.T) {
 		}
 	})
 }
+
+// A hole takes everything in charge and does nothing, and says that it has all there is and more.
+type hole struct{ n *node }
+
+func (h hole) Handle(_ context.Context, from member.Contact, m wire.Message) wire.Message {
+	switch m := m.(type) {
+	case wire.Push:
+		h.n.port.Cast(from, wire.Have{News: []wire.News{{Tag: m.Tag, Size: 5}, {Tag: wire.Tag{1, 2, 3, m.Tag[15]}, Size: 5}}})
+		return wire.Pushed{}
+	case wire.Offer:
+		return wire.Pushed{}
+	case wire.Have:
+		h.n.port.Cast(from, m)
+		return nil
+	case wire.Want:
+		return wire.Payloads{}
+	}
+	return wire.Refused{Code: wire.Unsupported}
+}
+
+// TestHostileMembers holds that a fifth of members that swallow what they get keep nothing from the others.
+func TestHostileMembers(t *testing.T) {
+	inBubble(t, simnet.Options{Jitter: 0.2}, 11, func(t *testing.T, w *world) {
+		w.populate(100)
+		hostile := make(map[*node]bool)
+		for _, i := range w.random.Perm(99)[:20] {
+			n := w.at(1 + i)
+			hostile[n] = true
+			n.port.Serve(hole{n})
+		}
+		for i := range 5 {
+			began := time.Now()
+			tag := w.begin(w.at(0), fmt.Sprint("hello ", i))
+			time.Sleep(20 * time.Second)
+			var last time.Duration
+			for _, n := range w.nodes[1:] {
+				if hostile[n] {
+					continue
+				}
+				got := n.arrivals(tag)
+				if len(got) != 1 {
+					t.Fatalf("%s got it %d times", n.contact, len(got))
+				}
+				last = max(last, got[0].at.Sub(began))
+			}
+			t.Logf("last delivery after %v", last)
+			if last > 10*time.Second {
+				t.Errorf("last delivery after %v", last)
+			}
+		}
+	})
+}
+
+// TestLeaving holds that a member that leaves in good order takes nobody's part along.
+func TestLeaving(t *testing.T) {
+	inBubble(t, simnet.Options{}, 12, func(t *testing.T, w *world) {
+		w.populate(60)
+		left := make(map[*node]bool)
+		for _, i := range w.random.Perm(59)[:20] {
+			n := w.at(1 + i)
+			n.stop()
+			<-n.done
+			left[n] = true
+		}
+		tag := w.begin(w.at(0), "hello")
+		time.Sleep(5 * time.Second)
+		for _, n := range w.nodes[1:] {
+			if want := 1; !left[n] && n.got(tag) != want {
+				t.Errorf("%s got it %d times", n.contact, n.got(tag))
+			}
+		}
+	})
+}
