@@ -233,27 +233,33 @@ func (p *Port) way(to, through *Port) time.Duration {
 	if through != nil {
 		d = p.net.delay(p, through) + p.net.delay(through, to)
 	} else if to != p && !p.linked(to) {
-		rtt := p.net.base(p, to) + p.net.base(to, p)
-		d += time.Duration(p.net.o.Handshake) * rtt
-		if p.net.o.Handshake > 0 && to.state.Load() == alive {
-			p.measured(to, rtt)
-			to.measured(p, rtt)
-		} else {
-			to.mu.Lock()
-			to.link(p)
-			to.mu.Unlock()
-		}
+		p.setUp(to)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	l := p.link(to)
 	arrival := time.Now().Add(d)
 	if !arrival.After(l.last) {
-		d += l.last.Sub(arrival) + 1 // links keep the order
-		arrival = l.last.Add(1)
+		arrival = l.last.Add(1) // links keep the order
 	}
 	l.last = arrival
-	return d
+	return time.Until(arrival)
+}
+
+// setUp makes a link to a member. Until the handshake is through, nothing arrives either way.
+func (p *Port) setUp(to *Port) {
+	rtt := p.net.base(p, to) + p.net.base(to, p)
+	ready := time.Now().Add(time.Duration(p.net.o.Handshake) * rtt)
+	known := p.net.o.Handshake > 0 && to.state.Load() == alive
+	for _, end := range [...][2]*Port{{p, to}, {to, p}} {
+		end[0].mu.Lock()
+		l := end[0].link(end[1])
+		l.last = ready.Add(rtt/2 - 1) // what is sent now arrives right after
+		end[0].mu.Unlock()
+		if known {
+			end[0].measured(end[1], rtt)
+		}
+	}
 }
 
 func (p *Port) link(to *Port) *link {
@@ -311,7 +317,8 @@ func (p *Port) timeout(id member.ID) time.Duration {
 	if l == nil || l.rtt == 0 {
 		return firstTimeout
 	}
-	return l.rtt + max(granularity, 4*l.deviation)
+	queued := max(0, time.Until(l.last)-l.rtt/2) // behind what is still on its way, or the link's being set up
+	return queued + l.rtt + max(granularity, 4*l.deviation)
 }
 
 func (n *Network) encode(m wire.Message) []byte {
