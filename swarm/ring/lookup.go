@@ -152,7 +152,7 @@ func (n *Node) checkFound(from member.Contact, key member.ID, found wire.Found) 
 	if !wrong || from.Dialect == member.Original {
 		return nil
 	}
-	// The member may only have passed a lie on; it is the one who can tell from whom.
+	// Members check what they pass on in the same way: this one lies itself.
 	n.misbehaved(from.ID)
 	return fmt.Errorf("lookup %s through %s: %w", key.Short(), from, wire.ErrAnswer)
 }

@@ -16,10 +16,10 @@ import (
 // Bounds on a walk.
 const (
 	maxPaths     = 8
-	stepsPerPath = 24 // members that one path asks
+	stepsPerPath = 32 // members that one path asks
 	stepContacts = 8  // members that each names
 	candidates   = 32 // members that a path keeps in mind, nearest to the key
-	siblings     = 3  // members nearest to the key that have to be asked before a path ends
+	siblings     = 5  // members nearest to the key that have to be asked before a path ends, without those that claim it
 )
 
 // A walk is a lookup in which the node asks every member on the way itself, over several paths at once. No member is
@@ -29,8 +29,10 @@ type walk struct {
 	key member.ID
 
 	mu     sync.Mutex
-	asked  map[member.ID]bool
+	asked  map[member.ID]bool // by some path
+	spent  map[member.ID]bool // of these, who did not answer, or claimed the key: no path goes by them
 	claims []claim
+	heard  []member.Contact // that the paths had in mind at their end
 }
 
 // A claim is that of a member that answered and says that it owns the key.
@@ -42,7 +44,7 @@ type claim struct {
 
 func (n *Node) walk(ctx context.Context, key member.ID, disjoint int) (Result, error) {
 	disjoint = min(disjoint, maxPaths)
-	w := &walk{n: n, key: key, asked: map[member.ID]bool{n.table.self: true}}
+	w := &walk{n: n, key: key, asked: map[member.ID]bool{n.table.self: true}, spent: map[member.ID]bool{}}
 	starts := make([][]member.Contact, disjoint)
 	n.mu.Lock()
 	known := n.table.all()
@@ -58,6 +60,8 @@ func (n *Node) walk(ctx context.Context, key member.ID, disjoint int) (Result, e
 		paths.Go(func() { w.follow(ctx, start) })
 	}
 	paths.Wait()
+	// What one path heard of and had no more steps for, or another left to it, is asked now: near the key all are close.
+	w.follow(ctx, w.heard)
 	result, ok := w.judge(ctx)
 	switch {
 	case ctx.Err() != nil:
@@ -72,6 +76,15 @@ func (n *Node) walk(ctx context.Context, key member.ID, disjoint int) (Result, e
 // all been.
 func (w *walk) follow(ctx context.Context, list []member.Contact) {
 	list = w.nearest(list)
+	defer func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		for _, c := range list {
+			if !names(w.heard, c.ID) {
+				w.heard = append(w.heard, c)
+			}
+		}
+	}()
 	var path []member.ID
 	for range stepsPerPath {
 		c, ok := w.choose(list)
@@ -80,14 +93,18 @@ func (w *walk) follow(ctx context.Context, list []member.Contact) {
 		}
 		a, err := w.step(ctx, c)
 		if err != nil {
-			list = slices.DeleteFunc(list, func(other member.Contact) bool { return other.ID == c.ID })
+			w.spend(c.ID)
 			continue
 		}
 		path = append(path, c.ID)
 		if a.Owner {
+			// If it lies it would lead the path astray, and if it does not there is nothing nearer: what it names is of
+			// no use, and the path goes on as if it had not been there.
 			w.mu.Lock()
 			w.claims = append(w.claims, claim{c, a.Leaf, slices.Clone(path)})
 			w.mu.Unlock()
+			w.spend(c.ID)
+			continue
 		}
 		for _, heard := range a.Contacts[:min(len(a.Contacts), stepContacts)] {
 			if !heard.Leaf && heard.ID != w.n.table.self && !names(list, heard.ID) && (heard.Dialect == member.Unknown || heard.Verify(w.n.o.Binding) == nil) {
@@ -98,21 +115,33 @@ func (w *walk) follow(ctx context.Context, list []member.Contact) {
 	}
 }
 
+func (w *walk) spend(id member.ID) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.spent[id] = true
+}
+
 // nearest sorts members, and keeps those to keep in mind.
 func (w *walk) nearest(list []member.Contact) []member.Contact {
 	slices.SortFunc(list, nearest(w.key))
 	return list[:min(len(list), candidates)]
 }
 
-// choose takes the nearest member of the list that nobody has asked, if there is one among the nearest few or these
-// have all been asked by other paths, which see to them.
+// choose takes the nearest member of the list that no path has asked, if it is among the nearest few.
 func (w *walk) choose(list []member.Contact) (member.Contact, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, c := range list[:min(len(list), siblings)] {
-		if !w.asked[c.ID] {
+	passed := 0
+	for _, c := range list {
+		switch {
+		case w.spent[c.ID]:
+		case !w.asked[c.ID]:
 			w.asked[c.ID] = true
 			return c, true
+		default:
+			if passed++; passed == siblings {
+				return member.Contact{}, false
+			}
 		}
 	}
 	return member.Contact{}, false
