@@ -300,7 +300,11 @@ func (d pmpDoor) request(l lease, port uint16, lifetime time.Duration) natpmp.Re
 // probe asks for what tells that somebody speaks NAT-PMP. That a gateway has no address is an answer too.
 func (d pmpDoor) probe(ctx context.Context) (Answer, error) {
 	r, err := d.ask(ctx, natpmp.Request{Op: natpmp.ExternalAddress})
-	return Answer{External: r.External, Uptime: time.Duration(r.Epoch) * time.Second}, err
+	a := Answer{Uptime: time.Duration(r.Epoch) * time.Second}
+	if !r.External.IsUnspecified() {
+		a.External = r.External
+	}
+	return a, err
 }
 
 // pcpDoor asks by PCP.

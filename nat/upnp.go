@@ -169,7 +169,10 @@ func (d *upnpDoor) close() {}
 
 func (d *upnpDoor) external(ctx context.Context) (netip.Addr, error) {
 	text, err := d.service.GetExternalIPAddressCtx(ctx)
-	if err != nil {
+	switch {
+	case upnpCode(err) == upnpActionFailed: // what miniupnpd says when its own address is private
+		return netip.Addr{}, fmt.Errorf("UPnP: external address: error %d: %w", upnpActionFailed, doubleNAT(d.gateway, netip.Addr{}))
+	case err != nil:
 		return netip.Addr{}, d.failed("external address", err)
 	}
 	addr, err := netip.ParseAddr(text)
@@ -258,7 +261,6 @@ func (d *upnpDoor) add(ctx context.Context, l lease) (lease, error) {
 	case code == upnpSamePorts:
 		return lease{}, fmt.Errorf("%w: UPnP: this gateway maps port %d to itself only", ErrPortTaken, l.internal.Port())
 	case (code == upnpActionFailed || code == upnpNotAuthorized) && !IsPublic(external):
-		// What miniupnpd says when its own address is private.
 		return lease{}, fmt.Errorf("UPnP: error %d: %w", code, doubleNAT(d.gateway, external))
 	case err != nil:
 		return lease{}, d.failed("map a port", err)
@@ -324,7 +326,7 @@ func (d *upnpDoor) probe(ctx context.Context) (Answer, error) {
 	a := Answer{Device: d.device}
 	external, err := d.external(ctx)
 	a.External = external
-	if err != nil && !errors.Is(err, ErrNoAnswer) {
+	if errors.Is(err, ErrRefused) {
 		err = nil // mapping will tell more
 	}
 	if _, _, uptime, statusErr := d.service.GetStatusInfoCtx(ctx); statusErr == nil {
