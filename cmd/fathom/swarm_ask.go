@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/seed5728abee/fathom/nat"
 	"github.com/seed5728abee/fathom/swarm"
 	"github.com/seed5728abee/fathom/swarm/member"
 )
@@ -32,6 +33,7 @@ type swarmAsk struct {
 func (s *swarmAsk) register(f *pflag.FlagSet) {
 	f.Var(&s.join, "join", "a member of the swarm; several are tried in turn (default the one on this host, 127.0.0.1:49610)")
 	durationVarP(f, &s.timeout, "timeout", "w", swarmTimeout, "longest `time` for all of it")
+	s.mapping = swarmMapping(nat.Off) // nobody has to reach a leaf
 	s.registerTrust(f)
 	f.BoolVar(&s.json, "json", false, "print JSON")
 }
