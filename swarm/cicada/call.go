@@ -315,13 +315,18 @@ func (g *Gateway) dial(ctx context.Context, id member.ID, addr netip.AddrPort) (
 }
 
 // Hail sends the first message over a connection just opened to whoever listens at addr, to find out what it speaks. A
-// native member answers that it is one: then the connection is returned, to go on as a link. An original keeps it, and
-// Hail returns nil: it belongs to the gateway. When that fails, closing it is up to the caller.
+// native member answers that it is one: then the connection is returned, to go on as a link. Otherwise it belongs to the
+// gateway, which returns nil for an original, and closes it, now or later, where that fails: an original may break when
+// it is closed at the wrong moment, so nobody else must.
 //
 // The zero id is for a member who wants to join there: the first message is a request to join, whose answer [Gateway.Join]
 // returns. With any other the original has to have that ID, and is asked for its neighbours; one that has none does not
 // answer.
 func (g *Gateway) Hail(ctx context.Context, nc net.Conn, id member.ID, addr netip.AddrPort) (net.Conn, error) {
+	if g.connectionAt(addr) != nil {
+		reset(nc) // it is known already
+		return nil, nil
+	}
 	kind := Info
 	if id == (member.ID{}) {
 		kind = Join
@@ -337,6 +342,7 @@ func (g *Gateway) Hail(ctx context.Context, nc net.Conn, id member.ID, addr neti
 func (g *Gateway) greet(ctx context.Context, nc net.Conn, id member.ID, kind Type) (c *conn, native net.Conn, err error) {
 	c = newConn(g, nc, true)
 	if err := g.admit(c); err != nil {
+		reset(nc)
 		return nil, nil, err
 	}
 	var data []byte
@@ -355,13 +361,16 @@ func (g *Gateway) greet(ctx context.Context, nc net.Conn, id member.ID, kind Typ
 		}
 	}) {
 		g.forget(c)
+		reset(nc)
 		return nil, nil, net.ErrClosed
 	}
 	select {
 	case <-c.proved:
 	case <-c.over:
 	case <-ctx.Done():
-		c.fail(fmt.Errorf("%w: no answer: %w", wire.ErrUnreachable, context.Cause(ctx)))
+		err := fmt.Errorf("%w: no answer: %w", wire.ErrUnreachable, context.Cause(ctx))
+		c.retire(err)
+		return nil, nil, err
 	}
 	select {
 	case <-c.over:
@@ -377,9 +386,9 @@ func (g *Gateway) greet(ctx context.Context, nc net.Conn, id member.ID, kind Typ
 	p := c.peer
 	g.mu.Unlock()
 	if p == nil || id != (member.ID{}) && p.id != id {
-		c.fail(fmt.Errorf("%w: another original is at %s", wire.ErrUnreachable, c.remote))
-		<-c.ended
-		return nil, nil, c.err
+		err := fmt.Errorf("%w: another original is at %s", wire.ErrUnreachable, c.remote)
+		c.retire(err)
+		return nil, nil, err
 	}
 	if kind == Info {
 		// It may ask something before it answers.
@@ -388,8 +397,7 @@ func (g *Gateway) greet(ctx context.Context, nc net.Conn, id member.ID, kind Typ
 			_, err = g.toldBy(c, p, answer)
 		}
 		if err != nil {
-			c.fail(err)
-			<-c.ended
+			c.retire(err)
 			return nil, nil, err
 		}
 	}
@@ -411,7 +419,6 @@ func (g *Gateway) Join(ctx context.Context, entry netip.AddrPort) (member.Contac
 		}
 		var native net.Conn
 		if c, native, err = g.greet(ctx, nc, member.ID{}, Join); err != nil {
-			_ = nc.Close()
 			return member.Contact{}, fmt.Errorf("join at %s: %w", entry, err)
 		}
 		if native != nil {
@@ -458,13 +465,13 @@ func (g *Gateway) Join(ctx context.Context, entry netip.AddrPort) (member.Contac
 	return met, nil
 }
 
-// connectionAt returns a connection that we opened to an address, or nil.
+// connectionAt returns a connection with the original at an address, or nil.
 func (g *Gateway) connectionAt(addr netip.AddrPort) *conn {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for c := range g.conns {
-		if c.dialled && c.remote == addr && c.peer != nil && c.err == nil {
-			return c
+	for _, p := range g.peers {
+		if p.addr == addr && len(p.conns) > 0 {
+			return p.bestLocked()
 		}
 	}
 	return nil

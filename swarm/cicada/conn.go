@@ -40,6 +40,13 @@ const (
 	writeTimeout = 60 * time.Second // for a message, and what its length needs at readPace
 )
 
+// Times of connections that are given up.
+const (
+	retiredLife = 2 * time.Minute
+	drainEvery  = 50 * time.Millisecond
+	closeDrain  = 3 * time.Second // how long Close waits for answers
+)
+
 // mark is the features byte of all that a gateway sends. Originals ignore it and send zero; a native member that accepts
 // a connection with it knows that another native is asking.
 const mark = 'F'
@@ -104,6 +111,7 @@ type conn struct {
 	tokens    float64 // bytes that may be written now
 	counted   time.Time
 	strays    int
+	retired   bool // nobody uses it any more
 	native    bool
 	err       error
 }
@@ -140,6 +148,56 @@ func (c *conn) fail(err error) {
 			reset(c.nc)
 		}
 	})
+}
+
+// retire gives a connection up that we opened. While an answer to a lookup or a request to join is still to come it stays
+// open, as an original that has the answer of another to pass back to a connection that is gone does not survive it.
+func (c *conn) retire(err error) {
+	c.g.mu.Lock()
+	if p := c.peer; p != nil {
+		p.conns = slices.DeleteFunc(p.conns, func(o *conn) bool { return o == c })
+		c.peer = nil
+	}
+	c.retired = true
+	busy := c.busyLocked()
+	c.g.mu.Unlock()
+	if !busy {
+		c.fail(err)
+		return
+	}
+	c.g.background(func(ctx context.Context) {
+		c.drain(ctx, retiredLife)
+		c.fail(err)
+	})
+}
+
+// busyLocked reports whether the other end may have asked somebody else on our behalf, and not answered yet.
+func (c *conn) busyLocked() bool {
+	for _, q := range c.pending {
+		if q.kind == Join || q.kind == Lookup {
+			return true
+		}
+	}
+	return false
+}
+
+// drain waits until the connection can be closed without harm, up to some time.
+func (c *conn) drain(ctx context.Context, limit time.Duration) {
+	tick := time.NewTicker(drainEvery)
+	defer tick.Stop()
+	for end := time.Now().Add(limit); time.Now().Before(end); {
+		c.g.mu.Lock()
+		busy := c.err == nil && c.busyLocked()
+		c.g.mu.Unlock()
+		if !busy {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // reset closes a connection so that an original notices: it does not notice an orderly close.

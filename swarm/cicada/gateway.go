@@ -110,8 +110,18 @@ func NewGateway(o Options) *Gateway {
 // well, and their Accept returns.
 func (g *Gateway) Close() error {
 	g.mu.Lock()
+	var open []*conn
+	for c := range g.conns {
+		if !g.done && c.busyLocked() {
+			open = append(open, c)
+		}
+	}
 	g.done = true
 	g.mu.Unlock()
+	end := time.Now().Add(closeDrain)
+	for _, c := range open { // see retire
+		c.drain(g.ctx, time.Until(end))
+	}
 	g.cancel()
 	g.owned.Wait()
 	return nil
@@ -293,7 +303,7 @@ func (g *Gateway) heard(c *conn, m Message) {
 	if m.Unlinked {
 		g.stats.Unlinked++
 	}
-	if c.peer == nil && c.err == nil {
+	if c.peer == nil && c.err == nil && !c.retired {
 		p := g.peerLocked(m.Sender, now)
 		if c.dialled {
 			p.addr = c.remote
