@@ -273,10 +273,9 @@ func (p *Peer) dialAddr(ctx context.Context, addr netip.AddrPort, to member.Cont
 	if err != nil {
 		return nil, err
 	}
-	if p.gateway != nil && to.Dialect == member.Unknown {
-		native, err := p.gateway.Hail(ctx, conn, to.ID, addr)
+	if p.gateway != nil && to.Dialect == member.Unknown && addr.Addr().Is4() { // originals know IPv4 only
+		native, err := p.gateway.Hail(ctx, conn, to.ID, addr) // which owns conn from now on
 		if err != nil {
-			conn.Close()
 			return nil, err
 		}
 		if native == nil {
@@ -733,6 +732,9 @@ func (p *Peer) lookAround(ctx context.Context) {
 	if s := p.links.at(addr); s != nil {
 		p.node().Learn(s.contact)
 		return
+	}
+	if p.originalAt(addr) {
+		return // each connection costs one of those, and it is linked already
 	}
 	if _, err := p.dialAddr(ctx, addr, member.Contact{Addrs: []netip.AddrPort{addr}}); err != nil {
 		p.log.Debug("bootstrap peer", "address", address, "error", err)

@@ -437,3 +437,75 @@ func TestDeaths(t *testing.T) {
 		}
 	}
 }
+
+// Members over IPv6, and one that listens on all addresses of both kinds.
+func TestIPv6(t *testing.T) {
+	t.Parallel()
+	ctx := timeout(t, 20*time.Second)
+	var peers []*swarm.Peer
+	for i, address := range []string{"[::1]:0", "[::1]:0", ":0"} {
+		p := swarm.New(swarm.Options{})
+		t.Cleanup(func() { p.Close() })
+		if err := p.Bind(ctx, address); err != nil {
+			if i == 0 {
+				t.Skip(err)
+			}
+			t.Fatal(err)
+		}
+		if i > 0 {
+			if err := p.Connect(ctx, peers[0].Addr().String()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		peers = append(peers, p)
+	}
+	for _, from := range peers {
+		for _, to := range peers {
+			if err := from.Send(ctx, swarm.ToAddr(to.Addr().String()), []byte("six")); err != nil {
+				t.Errorf("%s to %s: %v", from.Addr(), to.Addr(), err)
+			} else if m, err := to.Recv(ctx); err != nil || string(m.Data) != "six" {
+				t.Errorf("%s to %s: %+v, %v", from.Addr(), to.Addr(), m, err)
+			}
+		}
+	}
+}
+
+// A peer that was cut off from everyone comes back by itself, through the address it once joined at.
+func TestRejoin(t *testing.T) {
+	t.Parallel()
+	ctx := timeout(t, 30*time.Second)
+	first := newPeer(t, swarm.Options{})
+	address := first.Addr().String()
+	lone := newPeer(t, swarm.Options{})
+	if err := lone.Connect(ctx, address); err != nil {
+		t.Fatal(err)
+	}
+	first.Close()
+	waitFor(t, "the other is gone", func() bool { return len(lone.State().Successors) == 0 })
+	again := swarm.New(swarm.Options{})
+	t.Cleanup(func() { again.Close() })
+	if err := again.Bind(ctx, address); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "both are in one ring", func() bool { return ringIsWhole([]*swarm.Peer{lone, again}) })
+}
+
+// Two swarms that were formed apart become one when a peer of one has a bootstrap peer in the other.
+func TestMerge(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes up to half a minute")
+	}
+	t.Parallel()
+	a := newSwarm(t, 3, open)
+	b := newSwarm(t, 3, func(i int) swarm.Options {
+		if i == 0 {
+			return swarm.Options{}
+		}
+		return swarm.Options{Bootstrap: []string{a[0].Addr().String()}}
+	})
+	for deadline := time.Now().Add(40 * time.Second); !ringIsWhole(append(slices.Clone(a), b...)); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("still two rings after 40 s")
+		}
+	}
+}
