@@ -35,6 +35,7 @@ const (
 
 	maxMissing  = 8192 // broadcasts waited for; what is told above it will be told again
 	maxSources  = 4    // of one
+	maxFailed   = 3    // times that a source may not answer
 	maxFetches  = 16   // at a time
 	maxLarge    = 4    // of these, of payloads above maxPushed
 	maxTogether = 256 << 10
@@ -42,6 +43,9 @@ const (
 	// A large payload may take fetchPatience, and as long as it takes at fetchSpeed, bytes per second.
 	fetchPatience = 5 * time.Second
 	fetchSpeed    = 64 << 10
+
+	// retryAfter is when members that did not answer are asked again.
+	retryAfter = 500 * time.Millisecond
 
 	tickEvery = time.Second
 	tidyEvery = time.Minute
@@ -52,12 +56,18 @@ var tellAgain = [...]time.Duration{time.Second, 4 * time.Second, 16 * time.Secon
 
 // missing is a broadcast that has been heard of and has not come.
 type missing struct {
-	sources  []member.Contact // who has it; those that offered it first
+	sources  []source // who has it; those that offered it first
 	size     uint64
 	due      time.Time // when it is fetched
 	limit    member.ID // where duty says that a part comes with it
 	duty     bool
 	fetching bool
+}
+
+// A source is a member that has a broadcast.
+type source struct {
+	member.Contact
+	failed int // times that it did not answer
 }
 
 // Run tells others what is here, and fetches what is not, until ctx ends. Then the engine is closed: what is under way
@@ -391,13 +401,13 @@ func (e *Engine) missLocked(from member.Contact, tag wire.Tag, size uint64, due 
 		m = &missing{size: size, due: due}
 		e.missing[tag] = m
 	}
-	known := slices.ContainsFunc(m.sources, func(c member.Contact) bool { return c.ID == from.ID })
+	known := slices.ContainsFunc(m.sources, func(s source) bool { return s.ID == from.ID })
 	switch {
 	case known:
 	case offered:
-		m.sources = first(slices.Insert(m.sources, 0, from), maxSources)
+		m.sources = first(slices.Insert(m.sources, 0, source{Contact: from}), maxSources)
 	case len(m.sources) < maxSources:
-		m.sources = append(m.sources, from)
+		m.sources = append(m.sources, source{Contact: from})
 	}
 	if due.Before(m.due) {
 		m.due = due
@@ -423,11 +433,11 @@ func (e *Engine) fetchLocked(now time.Time) {
 		if m.size > maxPushed {
 			if e.large < maxLarge && e.fetches < maxFetches {
 				m.fetching = true
-				e.startLocked(m.source(e), []wire.Tag{tag}, m.size)
+				e.startLocked(e.choose(m), []wire.Tag{tag}, m.size)
 			}
 			continue
 		}
-		from := m.source(e)
+		from := e.choose(m)
 		w := wishes[from.ID]
 		if w == nil {
 			if e.fetches+len(wishes) >= maxFetches {
@@ -439,36 +449,45 @@ func (e *Engine) fetchLocked(now time.Time) {
 			w = &wish{from: from}
 			wishes[from.ID] = w
 		}
-		if len(w.tags) == wire.MaxTags || w.size+m.size > maxTogether {
+		if len(w.tags) == wire.MaxTags || w.size+m.size+itemOverhead > maxTogether {
 			continue // when this has come
 		}
 		m.fetching = true
-		w.tags, w.size = append(w.tags, tag), w.size+m.size
+		w.tags, w.size = append(w.tags, tag), w.size+m.size+itemOverhead
 	}
 	for _, w := range wishes {
 		e.startLocked(w.from, w.tags, w.size)
 	}
 }
 
-// source chooses whom to ask: who offered it, or anyone who has it.
-func (m *missing) source(e *Engine) member.Contact {
-	if m.duty {
-		return m.sources[0]
+// choose chooses whom to ask, of those that failed least: who offered it, or anyone who has it.
+func (e *Engine) choose(m *missing) member.Contact {
+	best := slices.MinFunc(m.sources, func(a, b source) int { return a.failed - b.failed }).failed
+	var fit [maxSources]member.Contact
+	n := 0
+	for _, s := range m.sources {
+		if s.failed == best {
+			fit[n] = s.Contact
+			n++
+		}
 	}
-	return m.sources[e.random.IntN(len(m.sources))]
+	if m.duty {
+		return fit[0]
+	}
+	return fit[e.random.IntN(n)]
 }
 
 func (e *Engine) startLocked(from member.Contact, tags []wire.Tag, size uint64) {
 	if e.closed {
 		return
 	}
-	large := size > maxPushed && len(tags) == 1
+	large := len(tags) == 1 && size > maxPushed+itemOverhead
 	e.fetches++
 	if large {
 		e.large++
 	}
 	e.running.Go(func() {
-		e.fetch(from, tags, size)
+		answered := e.fetch(from, tags, size)
 		e.mu.Lock()
 		defer e.mu.Unlock()
 		e.fetches--
@@ -482,19 +501,29 @@ func (e *Engine) startLocked(from member.Contact, tags []wire.Tag, size uint64) 
 				continue // it is here
 			}
 			m.fetching = false
-			m.sources = slices.DeleteFunc(m.sources, func(c member.Contact) bool { return c.ID == from.ID })
+			// Who answers without it does not have it any more. Who does not answer may be slow, or gone.
+			m.sources = slices.DeleteFunc(m.sources, func(s source) bool {
+				return s.ID == from.ID && (answered || s.failed+1 >= maxFailed)
+			})
 			if len(m.sources) == 0 {
 				delete(e.missing, tag) // until it is told again
 				continue
 			}
-			m.due = now
+			m.due = now.Add(retryAfter)
+			for i := range m.sources {
+				if s := &m.sources[i]; s.ID == from.ID {
+					s.failed++
+				} else if s.failed == 0 {
+					m.due = now // there is another to ask
+				}
+			}
 		}
 		e.planLocked(now)
 	})
 }
 
-// fetch asks a member for broadcasts and takes them in.
-func (e *Engine) fetch(from member.Contact, tags []wire.Tag, size uint64) {
+// fetch asks a member for broadcasts and takes them in. It reports whether the member answered.
+func (e *Engine) fetch(from member.Contact, tags []wire.Tag, size uint64) bool {
 	ctx := e.ctx
 	if size > maxPushed {
 		var cancel context.CancelFunc
@@ -503,25 +532,29 @@ func (e *Engine) fetch(from member.Contact, tags []wire.Tag, size uint64) {
 	}
 	reply, err := e.o.Transport.Call(ctx, from, wire.Want{Tags: tags})
 	if err != nil {
+		if refused, ok := errors.AsType[wire.Refused](err); ok {
+			return refused.Code != wire.Overloaded
+		}
 		if errors.Is(err, wire.ErrUnreachable) {
 			e.mu.Lock()
 			e.suspectsLocked(from.ID)
 			e.mu.Unlock()
 		}
-		return
+		return false
 	}
 	payloads, ok := reply.(wire.Payloads)
 	if !ok {
-		return
+		return true
 	}
 	for _, p := range payloads.Pushes {
 		if !slices.Contains(tags, p.Tag) {
 			_ = e.refuse(from.ID, p, fmt.Errorf("%w: a payload that was not asked for", ErrForm))
-			return
+			return true
 		}
 		// What is wrong with it has been counted and reported.
 		_ = e.take(from.ID, p, fetched)
 	}
+	return true
 }
 
 // serve answers a wish with what is here, as much as goes into one answer.

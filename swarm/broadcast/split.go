@@ -38,6 +38,7 @@ func reach(self, limit member.ID) member.ID {
 type table struct {
 	self    member.ID
 	members []member.Contact
+	heads   []uint64 // of the distances of members
 }
 
 // newTable makes a table of a list of members, in place.
@@ -46,7 +47,12 @@ func newTable(self member.ID, list []member.Contact) *table {
 		return c.Dialect != member.Native || c.Leaf || c.ID == self
 	})
 	slices.SortFunc(list, func(a, b member.Contact) int { return self.Distance(a.ID).Compare(self.Distance(b.ID)) })
-	return &table{self, slices.CompactFunc(list, func(a, b member.Contact) bool { return a.ID == b.ID })}
+	list = slices.CompactFunc(list, func(a, b member.Contact) bool { return a.ID == b.ID })
+	heads := make([]uint64, len(list))
+	for i, c := range list {
+		heads[i] = head(self.Distance(c.ID))
+	}
+	return &table{self, list, heads}
 }
 
 // index returns how many members are nearer than a distance.
@@ -90,7 +96,7 @@ func (t *table) split(from, limit member.ID, degree int, skip func(member.ID) bo
 		}
 		// The first has to be among them: who is before it is in nobody's charge. Of the others one is taken in each
 		// slot, and when no more are left than can be taken, all.
-		slot := (head(t.self.Distance(c.ID)) - start) / width
+		slot := (t.heads[first+i] - start) / width
 		if len(parts) > 0 && slot < next && len(known)-i > degree-len(parts) {
 			continue
 		}
