@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -237,4 +238,40 @@ func BenchmarkIdle(b *testing.B) {
 	b.ReportMetric(before, "MiB-before")
 	b.ReportMetric(after, "MiB-resident")
 	b.ReportMetric((after-before)*1024/links, "KiB/link")
+}
+
+// Requests while a stream and messages of 1 MiB take what the link has: what a member has to wait for a lookup
+// while somebody sends a film.
+func BenchmarkCallUnderLoad(b *testing.B) {
+	s := benchLink(b, startBenchPeer(b))
+	st, err := s.Open(b.Context(), nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(b.Context())
+	var load sync.WaitGroup
+	load.Go(func() {
+		for p := make([]byte, 256<<10); err == nil; {
+			_, err = st.Write(p)
+		}
+	})
+	load.Go(func() {
+		for p := make([]byte, 1<<20); s.Send(ctx, p) == nil; {
+		}
+	})
+	body := make([]byte, 100)
+	var took []time.Duration
+	for b.Loop() {
+		began := time.Now()
+		if _, err := s.Call(b.Context(), body); err != nil {
+			b.Fatal(err)
+		}
+		took = append(took, time.Since(began))
+	}
+	cancel()
+	st.Close()
+	load.Wait()
+	slices.Sort(took)
+	b.ReportMetric(took[len(took)/2].Seconds()*1e6, "p50-µs")
+	b.ReportMetric(took[len(took)*99/100].Seconds()*1e6, "p99-µs")
 }

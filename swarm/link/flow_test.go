@@ -493,6 +493,66 @@ func TestCloseSendsTheRest(t *testing.T) {
 	})
 }
 
+func TestClosedLink(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		streams := make(chan net.Conn, 1)
+		a, b := net.Pipe()
+		client, server := newLink(t, a, b, testConfig(1, testHandler{}), testConfig(2, testHandler{
+			message: func(*Session, []byte) error { time.Sleep(time.Minute); return nil },
+			stream:  func(_ *Session, _ []byte, c net.Conn) error { streams <- c; return nil },
+		}))
+		st, err := client.Open(t.Context(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		other := <-streams
+		other.Write([]byte("the last words"))
+		waiting := make(chan error)
+		go func() {
+			for {
+				if err := client.Post(context.Background(), make([]byte, 1000), func(error) {}); err != nil {
+					waiting <- err
+					return
+				}
+			}
+		}()
+		synctest.Wait()
+		began := time.Now()
+		var all sync.WaitGroup
+		for range 3 {
+			all.Go(func() { client.Close() })
+		}
+		if err := <-waiting; !errors.Is(err, net.ErrClosed) {
+			t.Error(err)
+		}
+		all.Wait()
+		if took := time.Since(began); took != 0 {
+			t.Errorf("closed in %v", took)
+		}
+		if err := client.Err(); !errors.Is(err, net.ErrClosed) {
+			t.Error(err)
+		}
+		_, callErr := client.Call(t.Context(), nil)
+		_, openErr := client.Open(t.Context(), nil)
+		_, pingErr := client.Ping(t.Context())
+		_, writeErr := st.Write([]byte("x"))
+		for i, err := range []error{callErr, openErr, pingErr, writeErr, client.Send(t.Context(), nil), client.Send(t.Context(), make([]byte, 1<<20))} {
+			if !errors.Is(err, net.ErrClosed) {
+				t.Error(i, err)
+			}
+		}
+		// What had come before is not lost.
+		b1 := make([]byte, 100)
+		if n, err := st.Read(b1); string(b1[:n]) != "the last words" || err != nil {
+			t.Errorf("%q, %v", b1[:n], err)
+		}
+		if _, err := st.Read(b1); !errors.Is(err, net.ErrClosed) {
+			t.Error(err)
+		}
+		<-server.Done()
+	})
+}
+
 // A stream of a link carries a link, as for members that only a third one can reach.
 func TestLinkInLink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

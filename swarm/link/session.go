@@ -286,6 +286,10 @@ func (s *Session) leave(err error, code Code, reason string, drain bool) {
 		}
 	}
 	s.ending = time.AfterFunc(byeTime, func() { s.end(err) })
+	// Nobody gets any further; each tells the next one.
+	for _, l := range []*waitList{&s.callers, &s.repliers, &s.messages.waiters, &s.streams.waiters} {
+		l.wake()
+	}
 	s.kick()
 }
 
