@@ -190,7 +190,8 @@ func (p *Peer) secure(ctx context.Context, conn net.Conn, w wanted) (*session, e
 		Identity: p.identity.Private(), SwarmKeys: p.o.SwarmKeys.Raw(), Handler: s, Logger: p.log, MaxRequests: maxRequests,
 		Hello: func(remote net.Addr) []byte {
 			return appendHello(nil, hello{
-				binding: p.o.Binding, forwards: !p.o.NoForwarding, observed: addrPort(remote), contact: p.contact(),
+				binding: p.o.Binding, forwards: !p.o.NoForwarding, private: w.private,
+				observed: addrPort(remote), contact: p.contact(),
 			})
 		},
 		Check: func(key ed25519.PublicKey, b []byte, _ net.Addr) error { return s.check(key, b, w.to) },
@@ -205,7 +206,7 @@ func (p *Peer) secure(ctx context.Context, conn net.Conn, w wanted) (*session, e
 		conn.Close()
 		return nil, err
 	}
-	if w.private {
+	if w.private || !w.dialled && s.hello.private {
 		close(s.ready)
 		return s, nil
 	}

@@ -18,10 +18,12 @@ import (
 //	version (1) | flags (1) | size of address (1): 0, 4, 16 | address | port (2) | contact
 //
 // The address is the one that the other is seen at. Of the flags, bit 0 says that IDs are bound to keys, bit 1 that
-// the member carries circuits.
+// the member carries circuits, and bit 2 that the link is for what its dialler is about to send, and not to be used
+// for anything else.
 type hello struct {
 	binding  member.Binding
 	forwards bool
+	private  bool
 	observed netip.AddrPort // where the sender sees the receiver; invalid if it does not know
 	contact  member.Contact
 }
@@ -31,6 +33,7 @@ const (
 
 	helloByKey    = 0x01
 	helloForwards = 0x02
+	helloPrivate  = 0x04
 )
 
 var (
@@ -47,6 +50,9 @@ func appendHello(b []byte, h hello) []byte {
 	if h.forwards {
 		flags |= helloForwards
 	}
+	if h.private {
+		flags |= helloPrivate
+	}
 	addr := h.observed.Addr().Unmap().AsSlice()
 	b = append(b, helloVersion, flags, byte(len(addr)))
 	b = binary.BigEndian.AppendUint16(append(b, addr...), h.observed.Port())
@@ -61,7 +67,7 @@ func decodeHello(b []byte) (hello, error) {
 	if b[0] != helloVersion {
 		return hello{}, fmt.Errorf("%w: %d, ours is %d", errVersion, b[0], helloVersion)
 	}
-	h := hello{forwards: b[1]&helloForwards != 0}
+	h := hello{forwards: b[1]&helloForwards != 0, private: b[1]&helloPrivate != 0}
 	if b[1]&helloByKey != 0 {
 		h.binding = member.ByKey
 	}

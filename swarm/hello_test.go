@@ -17,7 +17,7 @@ import (
 
 func sampleHello() hello {
 	return hello{
-		binding: member.ByKey, forwards: true, observed: netip.MustParseAddrPort("203.0.113.5:4001"),
+		binding: member.ByKey, forwards: true, private: true, observed: netip.MustParseAddrPort("203.0.113.5:4001"),
 		contact: member.Contact{
 			ID: HashOf("x"), Dialect: member.Native, Leaf: true, Key: make(ed25519.PublicKey, 32),
 			Addrs: []netip.AddrPort{netip.MustParseAddrPort("[2001:db8::1]:49610")},
