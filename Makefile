@@ -84,6 +84,10 @@ bench-relay: ## measure the broadcast relay: rates, latency, bursts and memory, 
 bench-swarm: ## measure a swarm of real peers: joins, lookups, deaths, broadcasts, throughput
 	$(GO) run ./internal/benchswarm
 
+.PHONY: sim
+sim: ## measure swarms of 32 to 10,000 members on a simulated network
+	$(GO) run ./internal/simswarm
+
 lint: ## format, vet, tidy and golangci-lint checks; changes nothing
 	@unformatted=$$($(TOOL) gofumpt -l .); \
 	if [[ -n $$unformatted ]]; then echo "not formatted (run make format):"; echo "$$unformatted"; exit 1; fi

@@ -5,6 +5,7 @@ package figures
 
 import (
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -54,6 +55,34 @@ func (t *Table) Print(out io.Writer) bool {
 	}
 	_ = w.Flush() // to standard output
 	return ok
+}
+
+// JSON writes the day, the machine and the table as one JSON object, and tells whether all goals are met.
+func (t *Table) JSON(out io.Writer) (ok bool, err error) {
+	type figure struct {
+		Section string `json:"section"`
+		Figure  string `json:"figure"`
+		Value   string `json:"value"`
+		Goal    string `json:"goal,omitempty"`
+		Met     *bool  `json:"met,omitempty"`
+	}
+	run := struct {
+		Date       string   `json:"date"`
+		Processors int      `json:"processors"`
+		Go         string   `json:"go"`
+		Linux      string   `json:"linux"`
+		Figures    []figure `json:"figures"`
+	}{time.Now().UTC().Format("2006-01-02"), runtime.NumCPU(), runtime.Version(), release(), nil}
+	ok = true
+	for _, r := range t.rows {
+		f := figure{Section: r.section, Figure: r.name, Value: r.value, Goal: r.goal}
+		if r.judged {
+			f.Met = new(r.met)
+			ok = ok && r.met
+		}
+		run.Figures = append(run.Figures, f)
+	}
+	return ok, json.NewEncoder(out).Encode(run)
 }
 
 func release() string {

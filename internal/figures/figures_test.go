@@ -32,6 +32,21 @@ func TestTable(t *testing.T) {
 	}
 }
 
+func TestTableAsJSON(t *testing.T) {
+	var table figures.Table
+	table.Add("a", "rate", "7/s")
+	table.Judge("b", "time", "9 ms", "≤ 5 ms", false)
+	var out strings.Builder
+	if ok, err := table.JSON(&out); ok || err != nil {
+		t.Errorf("a missed goal is met: %v, %v", ok, err)
+	}
+	want := `"figures":[{"section":"a","figure":"rate","value":"7/s"},` +
+		`{"section":"b","figure":"time","value":"9 ms","goal":"≤ 5 ms","met":false}]}`
+	if !strings.HasSuffix(strings.TrimSpace(out.String()), want) {
+		t.Errorf("got %s", out.String())
+	}
+}
+
 func TestQuantile(t *testing.T) {
 	v := []int{5, 1, 4, 2, 3}
 	for share, want := range map[float64]int{0: 1, 0.5: 3, 0.95: 5, 1: 5} {
