@@ -28,7 +28,7 @@ const module = "github.com/seed5728abee/fathom"
 // house is the order of the folders, from the top of the page to its bottom. A folder imports only
 // from lower rows: what two folders of one row both need moves down.
 var house = [][]string{
-	{"cmd/fathom", "cmd/mtr-packet", "internal/benchanycast", "internal/benchpeers", "internal/benchrelay", "internal/benchswarm", "examples/anycast-program"},
+	{"cmd/fathom", "cmd/mtr-packet", "internal/benchanycast", "internal/benchpeers", "internal/benchrelay", "internal/benchswarm", "internal/simswarm", "examples/anycast-program"},
 	{"web"},
 	{"store"},
 	{"anycast", "relay", "swarm"},
