@@ -148,7 +148,7 @@ func (g *Gateway) notifyOriginal(ctx context.Context, to member.Contact, m wire.
 		if p := g.peers[to.ID]; p != nil {
 			p.told2, p.sent, p.took = n, time.Now(), accepted
 			if accepted {
-				p.asked = p.sent // it has us among its peers now
+				c.interest = p.sent // it has us among its peers now
 				p.toldAt = time.Time{}
 			}
 		}
@@ -453,8 +453,8 @@ func (g *Gateway) Join(ctx context.Context, entry netip.AddrPort) (member.Contac
 		return member.Contact{}, fmt.Errorf("join at %s: %w", entry, err)
 	}
 	if a.Node.Successor.ID == g.selfID() {
-		p.asked = time.Now() // it was alone, and has taken us for its successor
-		p.follows = p.asked
+		c.interest = time.Now() // it was alone, and has taken us for its successor
+		p.follows = c.interest
 	}
 	met := p.contact()
 	g.mu.Unlock()

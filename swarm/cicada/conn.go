@@ -111,7 +111,8 @@ type conn struct {
 	tokens    float64 // bytes that may be written now
 	counted   time.Time
 	strays    int
-	retired   bool // nobody uses it any more
+	retired   bool      // nobody uses it any more
+	interest  time.Time // the other end asked for our neighbours, as originals do their peers, or took us for a peer
 	native    bool
 	err       error
 }

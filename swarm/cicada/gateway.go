@@ -65,7 +65,6 @@ type peer struct {
 	addr    netip.AddrPort // where it can be dialled; zero: not known
 	conns   []*conn
 	heard   time.Time // anything from it
-	asked   time.Time // it asked for our neighbours, as it does its peers
 	told    Node      // what it answered to the same question
 	toldAt  time.Time
 	failed  time.Time // it did not answer that question, though the connection stands; zero: it has since
@@ -266,6 +265,7 @@ func (g *Gateway) forget(c *conn) {
 	if p != nil {
 		p.conns = slices.DeleteFunc(p.conns, func(o *conn) bool { return o == c })
 		lost = len(p.conns) == 0
+		p.toldAt = time.Time{} // whom it knew by this connection, it knows no more
 		c.peer = nil
 	}
 	g.mu.Unlock()
@@ -317,7 +317,7 @@ func (g *Gateway) heard(c *conn, m Message) {
 	if p := c.peer; p != nil && p.id == m.Sender {
 		p.heard = now
 		if !m.Response && m.Type == Info {
-			p.asked = now
+			c.interest = now
 		}
 	}
 	g.mu.Unlock()
@@ -419,9 +419,10 @@ func (c *conn) standing() standing {
 	return s
 }
 
-// knowsUsLocked reports whether an original has us among its peers: it asks those every five seconds.
+// knowsUsLocked reports whether an original has us among its peers: it asks those every five seconds, over the connection
+// by which it knows them. When that is gone, so are they.
 func (g *Gateway) knowsUsLocked(p *peer, now time.Time) bool {
-	return len(p.conns) > 0 && !p.asked.IsZero() && now.Sub(p.asked) <= knownFor
+	return slices.ContainsFunc(p.conns, func(c *conn) bool { return !c.interest.IsZero() && now.Sub(c.interest) <= knownFor })
 }
 
 // live reports whether a member can be named to an original: it is connected to us, now.

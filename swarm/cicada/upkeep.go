@@ -229,7 +229,7 @@ func (g *Gateway) rejoined(c *conn, answer Message) {
 	}
 	p.failed = time.Time{}
 	if a.Node.Successor.ID == g.selfID() {
-		p.asked = time.Now() // we are among its peers now
+		c.interest = time.Now() // we are among its peers now
 	} else {
 		p.follows = time.Time{}
 	}
