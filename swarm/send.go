@@ -168,7 +168,7 @@ func (p *Peer) SendDisjoint(ctx context.Context, to Target, data []byte, duplica
 	results := make(chan error, duplicates+1)
 	ways := 1
 	go func() { results <- p.sendOnce(ctx, c, copied) }()
-	for _, host := range p.carriers(c, duplicates) {
+	for _, host := range p.hostsFor(c, duplicates) {
 		ways++
 		go func() { results <- p.sendThrough(ctx, host, c, copied) }()
 	}
@@ -187,8 +187,27 @@ func (p *Peer) SendDisjoint(ctx context.Context, to Target, data []byte, duplica
 // maxDuplicates bounds the copies of one message.
 const maxDuplicates = 15
 
+// hostsFor returns members that may carry a circuit to another, at most n: those that there is a link to first.
+func (p *Peer) hostsFor(to member.Contact, n int) []member.Contact {
+	var list []member.Contact
+	for _, s := range p.carriers(to, n) {
+		list = append(list, s.contact)
+	}
+	for _, c := range p.node().Table() {
+		known := slices.ContainsFunc(list, func(o member.Contact) bool { return o.ID == c.ID })
+		if len(list) < n && c.Dialect == member.Native && c.ID != to.ID && !known {
+			list = append(list, c)
+		}
+	}
+	return list
+}
+
 // sendThrough sends a payload over a circuit of its own.
-func (p *Peer) sendThrough(ctx context.Context, host *session, to member.Contact, payload []byte) error {
+func (p *Peer) sendThrough(ctx context.Context, through, to member.Contact, payload []byte) error {
+	host, err := p.links.session(ctx, through)
+	if err != nil {
+		return err
+	}
 	s, err := p.circuit(ctx, host, to, true)
 	if err != nil {
 		return err

@@ -250,7 +250,12 @@ func (p *Peer) carry(from *session, to Hash, in *link.Stream) error {
 		return errNoForwarding
 	}
 	target := p.links.live(to)
-	if target == nil || target.how == Circuit || to == from.contact.ID {
+	neighbour := member.Contact{}
+	if target == nil {
+		// A member that this one knows, and merely has no link to at the moment, is dialled.
+		neighbour = p.links.known(to)
+	}
+	if target == nil && len(neighbour.Addrs) == 0 || target != nil && target.how == Circuit || neighbour.Leaf || to == from.contact.ID {
 		return errNotLinked
 	}
 	if p.counters.circuits.Load() >= maxCircuits || from.carried.Load() >= maxCircuitsPerMember {
@@ -266,10 +271,17 @@ func (p *Peer) carry(from *session, to Hash, in *link.Stream) error {
 		defer release()
 		defer in.Close()
 		dialCtx, cancel := context.WithTimeout(ctx, dialTimeout)
-		out, err := target.Open(dialCtx, appendHeader(nil, header{kind: headerMet, from: from.contact}))
+		var out *link.Stream
+		var err error
+		if target == nil {
+			target, err = p.links.session(dialCtx, neighbour)
+		}
+		if err == nil {
+			out, err = target.Open(dialCtx, appendHeader(nil, header{kind: headerMet, from: from.contact}))
+		}
 		cancel()
 		if err != nil {
-			p.log.Debug("circuit", "from", from.contact.String(), "to", target.contact.String(), "error", err)
+			p.log.Debug("circuit", "from", from.contact.String(), "to", to.Short(), "error", err)
 			return
 		}
 		defer out.Close()
