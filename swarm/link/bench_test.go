@@ -275,3 +275,19 @@ func BenchmarkCallUnderLoad(b *testing.B) {
 	b.ReportMetric(took[len(took)/2].Seconds()*1e6, "p50-µs")
 	b.ReportMetric(took[len(took)*99/100].Seconds()*1e6, "p99-µs")
 }
+
+// Both sides of a handshake, without the network.
+func BenchmarkHandshake(b *testing.B) {
+	ca, cb := testConfig(1, testHandler{}), testConfig(2, testHandler{})
+	ca.SwarmKeys, cb.SwarmKeys = [][32]byte{{1}}, [][32]byte{{2}, {1}}
+	b.ReportAllocs()
+	for b.Loop() {
+		one, two := net.Pipe()
+		client, server, err1, err2 := handshake(one, two, ca, cb, nil)
+		if err1 != nil || err2 != nil {
+			b.Fatal(err1, err2)
+		}
+		client.Close()
+		server.Close()
+	}
+}

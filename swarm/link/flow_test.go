@@ -493,6 +493,108 @@ func TestCloseSendsTheRest(t *testing.T) {
 	})
 }
 
+// A hastyConn reports the end of the connection with the last bytes, as some streams do.
+type hastyConn struct{ net.Conn }
+
+func (h hastyConn) Read(p []byte) (int, error) {
+	n, err := h.Conn.Read(p)
+	if err == nil {
+		h.SetReadDeadline(time.Now().Add(time.Second))
+		var m int
+		if m, err = h.Conn.Read(p[n:]); err != io.EOF {
+			err = nil
+		}
+		n += m
+		h.SetReadDeadline(time.Time{})
+	}
+	return n, err
+}
+
+func TestEndWithLastBytes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v, s := newVillainOver(t, testConfig(2, testHandler{}), func(c net.Conn) net.Conn { return hastyConn{c} })
+		v.say(frame{kind: kindGoodbye, code: uint8(CodeOverloaded)})
+		v.conn.Close()
+		<-s.Done()
+		var bye *Goodbye
+		if err := s.Err(); !errors.As(err, &bye) || bye.Code != CodeOverloaded {
+			t.Error(err)
+		}
+	})
+}
+
+// Large messages wait for room at the other side, each for as long as it wants to.
+func TestLargeMessagesWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		running := atomic.Int32{}
+		cb := testConfig(2, testHandler{message: func(*Session, []byte) error {
+			if running.Add(1) > 1 {
+				t.Error("two at a time")
+			}
+			time.Sleep(time.Second)
+			running.Add(-1)
+			return nil
+		}})
+		cb.MaxBody = 64 << 10 // room for one of these
+		a, b := net.Pipe()
+		client, server := newLink(t, a, b, testConfig(1, testHandler{}), cb)
+		payload := make([]byte, 40<<10)
+		began := time.Now()
+		var all sync.WaitGroup
+		for range 5 {
+			all.Go(func() {
+				if err := client.Send(t.Context(), payload); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second/2)
+		defer cancel()
+		if err := client.Send(ctx, payload); !errors.Is(err, context.DeadlineExceeded) {
+			t.Error(err)
+		}
+		if err := client.Send(t.Context(), make([]byte, 65<<10)); !errors.Is(err, ErrTooLarge) {
+			t.Error(err)
+		}
+		all.Wait()
+		if took := time.Since(began); took != 5*time.Second {
+			t.Errorf("took %v", took)
+		}
+		for range 5 {
+			all.Go(func() {
+				var bye *Goodbye
+				if err := client.Send(t.Context(), payload); !errors.As(err, &bye) {
+					t.Error(err)
+				}
+			})
+		}
+		synctest.Wait()
+		server.Bye(CodeOverloaded, "")
+		all.Wait()
+	})
+}
+
+// What handlers hand back that is too large is an error at the other side, not the end of the link.
+func TestAnswerTooLarge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := testConfig(1, testHandler{})
+		ca.MaxBody = 64 << 10
+		a, b := net.Pipe()
+		client, _ := newLink(t, a, b, ca, testConfig(2, testHandler{
+			request: func(_ *Session, body []byte, reply func([]byte)) {
+				reply(make([]byte, len(body)*1000))
+				reply([]byte("and again")) // does not count
+			},
+		}))
+		for size, want := range map[int]error{1: nil, 65: nil, 66: ErrRefused} {
+			if answer, err := client.Call(t.Context(), make([]byte, size)); !errors.Is(err, want) || err == nil && len(answer) != size*1000 {
+				t.Errorf("%d bytes: %v", len(answer), err)
+			}
+		}
+	})
+}
+
 func TestClosedLink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		streams := make(chan net.Conn, 1)

@@ -25,14 +25,21 @@ type villain struct {
 // newVillain links one to a member.
 func newVillain(t testing.TB, victim Config) (villain, *Session) {
 	t.Helper()
+	return newVillainOver(t, victim, func(c net.Conn) net.Conn { return c })
+}
+
+// newVillainOver lets the member's end of the connection be another one once the link is up.
+func newVillainOver(t testing.TB, victim Config, wrap func(net.Conn) net.Conn) (villain, *Session) {
+	t.Helper()
 	a, b := net.Pipe()
+	lazy := &lazyConn{Conn: b, wrapped: wrap(b)}
 	type result struct {
 		s   *Session
 		err error
 	}
 	done := make(chan result)
 	go func() {
-		s, err := Server(context.Background(), b, victim)
+		s, err := Server(context.Background(), lazy, victim)
 		done <- result{s, err}
 	}()
 	c, err := testConfig(1, testHandler{}).withDefaults()
@@ -46,6 +53,20 @@ func newVillain(t testing.TB, victim Config) (villain, *Session) {
 	}
 	t.Cleanup(func() { a.Close(); r.s.Close() })
 	return villain{evil, t}, r.s
+}
+
+// A lazyConn reads from another connection after the handshake, which has two messages to read.
+type lazyConn struct {
+	net.Conn
+	wrapped net.Conn
+	reads   int
+}
+
+func (l *lazyConn) Read(p []byte) (int, error) {
+	if l.reads++; l.reads <= 4 { // two lengths and two messages
+		return l.Conn.Read(p)
+	}
+	return l.wrapped.Read(p)
 }
 
 func (v villain) record(frames ...frame) []byte {

@@ -44,6 +44,7 @@ func (s *Session) readRecords() error {
 		}
 	}()
 	buffer, from, to := small, 0, 0
+	var failed error // of the connection; what came with it still counts
 	for {
 		if s.said.Load() {
 			from, to = 0, 0
@@ -59,6 +60,9 @@ func (s *Session) readRecords() error {
 			from += n
 			continue
 		}
+		if failed != nil {
+			return fmt.Errorf("%w: %w", ErrBroken, failed)
+		}
 		// More has to come. What there is of a record goes to the front; an idle link needs no large buffer.
 		more := to == len(buffer) || n > len(buffer)
 		rest := buffer[from:to]
@@ -71,15 +75,12 @@ func (s *Session) readRecords() error {
 			large, buffer = nil, small
 		}
 		from, to = 0, copy(buffer, rest)
-		n, err = s.conn.Read(buffer[to:])
+		n, failed = s.conn.Read(buffer[to:])
+		if failed == io.EOF {
+			failed = io.ErrUnexpectedEOF
+		}
 		to += n
 		s.counters.bytesReceived.Add(uint64(n))
-		if err != nil {
-			if err == io.EOF {
-				err = io.ErrUnexpectedEOF
-			}
-			return fmt.Errorf("%w: %w", ErrBroken, err)
-		}
 	}
 }
 
