@@ -27,9 +27,15 @@ func (n *Node) Join(ctx context.Context, entries ...member.Contact) error {
 	n.addBootstrap(entries)
 	n.mu.Lock()
 	n.leaving = false
+	n.joining++
 	leaf := n.self.Leaf
 	n.mu.Unlock()
-	defer n.kick()
+	defer func() {
+		n.mu.Lock()
+		n.joining--
+		n.mu.Unlock()
+		n.kick()
+	}()
 	if leaf {
 		n.attach(ctx)
 		n.mu.Lock()

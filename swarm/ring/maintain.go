@@ -183,14 +183,14 @@ func (n *Node) doubt(ctx context.Context, c member.Contact, err error) {
 func (n *Node) round(ctx context.Context) time.Duration {
 	n.mu.Lock()
 	n.tidyLocked()
-	leaf, leaving := n.self.Leaf, n.leaving
+	leaf, idle := n.self.Leaf, n.leaving || n.joining > 0 && len(n.table.after) == 0
 	alone := len(n.table.after) == 0
 	quick := time.Since(n.changed) < quickFor*n.o.Interval
 	n.rounds++
 	full := quick || n.rounds%fullEvery == 0
 	n.mu.Unlock()
 	switch {
-	case leaving:
+	case idle:
 		return n.o.Interval
 	case leaf:
 		return n.attach(ctx)

@@ -51,6 +51,7 @@ type Node struct {
 	changed   time.Time          // when the neighbours last did
 	urgent    bool               // a round is due at once
 	rounds    int                // so far
+	joining   int                // calls of Join under way
 	leaving   bool
 	fingers   fingers
 	handover  handover

@@ -43,6 +43,7 @@ type Swarm struct {
 	next   int
 	live   []*Member // in ring order
 	coming map[member.ID]bool
+	others []*Member // started, not in live: they have not joined, or have no place
 }
 
 // New returns a swarm without members. Their options are o, with a source of chance each, from the seed.
@@ -58,7 +59,7 @@ func New(seed uint64, net simnet.Options, o ring.Options) *Swarm {
 // Start attaches a new member and runs its node, which does not join yet.
 func (s *Swarm) Start() *Member { return s.StartAs(nil) }
 
-// StartAs is Start with a contact that is changed first, and counts among the members unless it is a leaf.
+// StartAs is Start with a contact that is changed first.
 func (s *Swarm) StartAs(change func(*member.Contact)) *Member {
 	s.mu.Lock()
 	c := simnet.Contact(s.next)
@@ -78,6 +79,9 @@ func (s *Swarm) StartAs(change func(*member.Contact)) *Member {
 	m.Port.Serve(handler)
 	ctx, stop := context.WithCancel(context.Background())
 	m.stop = stop
+	s.mu.Lock()
+	s.others = append(s.others, m)
+	s.mu.Unlock()
 	go func() {
 		defer close(m.done)
 		_ = m.Run(ctx) // nil, when ctx has ended
@@ -102,14 +106,21 @@ func (s *Swarm) Join(ctx context.Context, m *Member) error {
 		err = m.Node.Join(ctx, entry.Port.Contact())
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	delete(s.coming, m.ID())
-	if err != nil {
-		return err
+	s.mu.Unlock()
+	if err == nil {
+		s.Count(m)
 	}
+	return err
+}
+
+// Count makes a member that was started one of the live ones, though it has not been asked to join.
+func (s *Swarm) Count(m *Member) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	i, _ := s.search(m.ID())
 	s.live = slices.Insert(s.live, i, m)
-	return nil
+	s.others = slices.DeleteFunc(s.others, func(other *Member) bool { return other == m })
 }
 
 // Grow adds members, some of them at the same time, until there are size.
@@ -224,7 +235,10 @@ func (s *Swarm) end(list []*Member, how func(member.ID)) {
 
 // Close ends all members and waits for them.
 func (s *Swarm) Close() {
-	s.Kill(s.Live()...)
+	s.mu.Lock()
+	all := slices.Concat(s.live, s.others)
+	s.mu.Unlock()
+	s.Kill(all...)
 	s.Net.Close()
 }
 
