@@ -246,8 +246,9 @@ func (d pmpDoor) ask(ctx context.Context, r natpmp.Request) (natpmp.Response, er
 		return got, fmt.Errorf("%w: NAT-PMP: %v", ErrNoAnswer, got.Result)
 	case natpmp.NetworkFailure:
 		return got, fmt.Errorf("NAT-PMP: %v: %w", got.Result, doubleNAT(d.gateway, netip.Addr{}))
+	default:
+		return got, fmt.Errorf("%w: NAT-PMP: %v", ErrRefused, got.Result)
 	}
-	return got, fmt.Errorf("%w: NAT-PMP: %v", ErrRefused, got.Result)
 }
 
 func (d pmpDoor) external(ctx context.Context) (netip.Addr, error) {
@@ -350,9 +351,6 @@ func (d pcpDoor) ask(ctx context.Context, r pcp.Request) (pcp.Response, error) {
 	}
 	return got, fmt.Errorf("%w: PCP: %v", ErrRefused, got.Result)
 }
-
-// external is not something that PCP tells without a mapping.
-func (d pcpDoor) external(context.Context) (netip.Addr, error) { return netip.Addr{}, nil }
 
 func (d pcpDoor) add(ctx context.Context, l lease) (lease, error) {
 	if l.nonce == (pcp.Nonce{}) {

@@ -214,8 +214,9 @@ func (o *Options) methods() []Method {
 		return preference
 	case Off:
 		return nil
+	default:
+		return []Method{o.Method}
 	}
-	return []Method{o.Method}
 }
 
 // Request says what to map.

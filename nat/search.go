@@ -94,7 +94,7 @@ func search(ctx context.Context, o *Options, gateway, local netip.Addr, visit fu
 		return fmt.Errorf("search UPnP gateways: %w", err)
 	}
 	defer conn.Close()
-	stop := context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Now()) })
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Now()) })
 	defer stop()
 
 	to := []netip.AddrPort{o.SearchAddr}
@@ -106,7 +106,7 @@ func search(ctx context.Context, o *Options, gateway, local netip.Addr, visit fu
 		for _, target := range searchTargets {
 			for _, a := range to {
 				// An error is no loss: there are others to ask, and the next round.
-				conn.WriteToUDPAddrPort(searchRequest(o.SearchAddr, target), a)
+				_, _ = conn.WriteToUDPAddrPort(searchRequest(o.SearchAddr, target), a)
 			}
 		}
 	}

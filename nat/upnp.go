@@ -164,9 +164,6 @@ func (d *upnpDoor) method() Method      { return UPnP }
 func (d *upnpDoor) client() netip.Addr  { return d.local }
 func (d *upnpDoor) address() netip.Addr { return d.gateway }
 
-// close implements door; nothing is kept open.
-func (d *upnpDoor) close() {}
-
 func (d *upnpDoor) external(ctx context.Context) (netip.Addr, error) {
 	text, err := d.service.GetExternalIPAddressCtx(ctx)
 	switch {

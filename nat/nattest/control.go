@@ -24,7 +24,7 @@ func (g *Gateway) answerControl(conn *net.UDPConn) {
 			continue
 		}
 		if answer := g.controlAnswer(buf[:n], netip.AddrPortFrom(from.Addr().Unmap(), from.Port())); answer != nil {
-			conn.WriteToUDPAddrPort(answer, from) // a client that is gone needs none
+			_, _ = conn.WriteToUDPAddrPort(answer, from) // a client that is gone needs none
 		}
 	}
 }
@@ -126,6 +126,6 @@ func (g *Gateway) Announce() {
 	}
 	packet := pcp.Response{Opcode: pcp.Announce, Epoch: g.epochLocked()}.Append(nil)
 	for client := range g.clients {
-		g.control.WriteToUDPAddrPort(packet, client) // those who are gone need none
+		_, _ = g.control.WriteToUDPAddrPort(packet, client) // those who are gone need none
 	}
 }

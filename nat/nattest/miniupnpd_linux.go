@@ -133,10 +133,12 @@ func (d *Miniupnpd) answers() bool {
 			return err
 		}
 		defer conn.Close()
+		if err := conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
+			return err
+		}
 		if _, err := conn.Write(natpmp.Request{}.Append(nil)); err != nil {
 			return err
 		}
-		conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
 		buf := make([]byte, 64)
 		n, err := conn.Read(buf)
 		if err == nil {
@@ -157,7 +159,7 @@ func (d *Miniupnpd) Kill() {
 	if err := d.process.Process.Kill(); err != nil {
 		d.t.Error(err)
 	}
-	d.process.Wait() // its exit status says that it was killed
+	_ = d.process.Wait() // its exit status says that it was killed
 	d.process = nil
 	for _, chain := range []string{"miniupnpd", "prerouting_miniupnpd", "postrouting_miniupnpd"} {
 		if out, err := d.command("nft", "flush", "chain", "inet", "filter", chain).CombinedOutput(); err != nil {

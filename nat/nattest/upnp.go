@@ -47,7 +47,7 @@ func (g *Gateway) answerSearches() {
 		g.mu.Unlock()
 		if at != "" {
 			answer := fmt.Sprintf("HTTP/1.1 200 OK\r\nCACHE-CONTROL: max-age=120\r\nST: %s\r\nUSN: uuid:1::%s\r\nEXT:\r\nLOCATION: %s/root.xml\r\n\r\n", igd, igd, at)
-			g.searching.WriteToUDPAddrPort([]byte(answer), from) // a client that is gone needs none
+			_, _ = g.searching.WriteToUDPAddrPort([]byte(answer), from) // a client that is gone needs none
 		}
 	}
 }
@@ -65,7 +65,7 @@ func (g *Gateway) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /root.xml", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/xml")
-		io.WriteString(w, description)
+		_, _ = io.WriteString(w, description) // to a client that may be gone
 	})
 	mux.HandleFunc("POST /control", g.serveControl)
 	return mux
@@ -106,7 +106,7 @@ func (g *Gateway) serveControl(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(&body, `<u:%sResponse xmlns:u="urn:schemas-upnp-org:service:WANIPConnection:1">`, action)
 		for i := 0; i < len(results); i += 2 {
 			fmt.Fprintf(&body, "<%s>", results[i])
-			xml.EscapeText(&body, []byte(results[i+1]))
+			_ = xml.EscapeText(&body, []byte(results[i+1])) // in memory
 			fmt.Fprintf(&body, "</%s>", results[i])
 		}
 		fmt.Fprintf(&body, "</u:%sResponse>", action)
