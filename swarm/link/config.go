@@ -72,8 +72,8 @@ type Config struct {
 }
 
 // A Handler takes what the other side of a link sends. Its methods are called from goroutines of the link and may
-// block: Request, Cast and Stream each in a goroutine of its own, Message in one for all messages of a link. All but
-// Stream must return before [Session.Close] does, so none may call it ([Session.Bye] is fine).
+// block: Request, Cast and Stream each in a goroutine of its own, Message in one for all messages of a link.
+// [Session.Close] waits until they have returned, so none may call it; [Session.Bye] is fine.
 type Handler interface {
 	// Request answers a request: reply must be called exactly once, before or after Request returns and from any
 	// goroutine. It does not keep the slice, and waits while much is queued for the other side. body belongs to Request.
@@ -87,9 +87,9 @@ type Handler interface {
 	// Message returns.
 	Message(s *Session, payload []byte) error
 
-	// Stream takes a stream that the other side opens. It should return soon: nil accepts, and the other side
-	// is told so, or at the latest when something is written to the stream; an error refuses, and its text is told. The stream is
-	// a [Stream] and belongs to Stream, which has to close it if it returns nil. header belongs to Stream.
+	// Stream takes a stream that the other side opens. An error refuses it, and its text is told to the other side; nil
+	// accepts it, and whoever Stream has left it to has to close it. It should return soon, as the other side waits
+	// for that, or for the first byte that is written. stream is a *[Stream]; header belongs to Stream.
 	Stream(s *Session, header []byte, stream net.Conn) error
 }
 

@@ -34,8 +34,8 @@ var (
 	ErrTooManyStreams = errors.New("too many streams")
 )
 
-// A Goodbye is why the other side ended the link in good order; as an error it wraps [ErrRefused] when the link was
-// never up.
+// A Goodbye is why the other side ended the link in good order, or did not accept it. It wraps [ErrRefused] when the
+// code says that the other side does not want the link.
 type Goodbye struct {
 	Code   Code
 	Reason string // for people, at most 200 bytes
@@ -82,10 +82,12 @@ func (g *Goodbye) Error() string {
 	return fmt.Sprintf("the other side said goodbye: %s: %q", g.Code, g.Reason)
 }
 
-// Unwrap gives ErrRefused for a link that was not accepted.
+// Unwrap returns ErrRefused for CodeRefused, CodeDuplicate and CodeOverloaded.
 func (g *Goodbye) Unwrap() error {
-	if g.Code == CodeRefused {
+	switch g.Code {
+	case CodeRefused, CodeDuplicate, CodeOverloaded:
 		return ErrRefused
+	default:
+		return nil
 	}
-	return nil
 }

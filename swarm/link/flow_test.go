@@ -206,6 +206,39 @@ func (g *gatedConn) Write(p []byte) (int, error) {
 	return g.Conn.Write(p)
 }
 
+// However many messages there are, streams go on.
+func TestMessagesDoNotStarveStreams(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := net.Pipe()
+		client, _ := newLink(t, pacedConn{a}, b, testConfig(1, testHandler{}), testConfig(2, testHandler{
+			stream: func(_ *Session, _ []byte, c net.Conn) error { go io.Copy(io.Discard, c); return nil },
+		}))
+		ctx, cancel := context.WithCancel(t.Context())
+		var posting sync.WaitGroup
+		for range 4 {
+			posting.Go(func() {
+				for client.Post(ctx, make([]byte, 10<<10), func(error) {}) == nil {
+				}
+			})
+		}
+		st, err := client.Open(t.Context(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		if _, err := st.Write(make([]byte, 2<<20)); err != nil {
+			t.Error(err)
+		}
+		// Ten megabytes in a second, of which a fifth is for streams.
+		if took := time.Since(began); took < 300*time.Millisecond || took > 2*time.Second {
+			t.Errorf("two megabytes took %v", took)
+		}
+		cancel()
+		posting.Wait()
+		st.Close()
+	})
+}
+
 // Streams that have much to say share the link evenly.
 func TestStreamsAreFair(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

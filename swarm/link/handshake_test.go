@@ -115,7 +115,7 @@ func TestRefusalHasCode(t *testing.T) {
 	}
 	_, _, err, _ := handshake(a, b, testConfig(1, testHandler{}), cb, nil)
 	var bye *Goodbye
-	if !errors.As(err, &bye) || *bye != (Goodbye{CodeDuplicate, "one will do"}) {
+	if !errors.As(err, &bye) || *bye != (Goodbye{CodeDuplicate, "one will do"}) || !errors.Is(err, ErrRefused) {
 		t.Error(err)
 	}
 }
