@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -127,7 +128,8 @@ func New(o Options) *Engine {
 // Broadcast sends a payload to all other members of the swarm, but for the applications of at most [wire.MaxExcept]
 // members. It returns when the first of those that pass it on has it, with the tag that others know it by. The error
 // wraps [wire.ErrUnreachable] if none could be reached; even so the broadcast is kept for a minute and told to whoever
-// comes up. A member that knows no other has told all. The error of ctx says nothing about what becomes of the
+// comes up. It wraps [ErrStale] if the others take our clock for wrong, [ErrBusy] if too much is under way, and
+// [net.ErrClosed] after Run. A member that knows no other has told all. The error of ctx says nothing about what becomes of the
 // broadcast. The payload must not be changed afterwards.
 func (e *Engine) Broadcast(ctx context.Context, payload []byte, except []member.ID) (wire.Tag, error) {
 	if len(payload) > wire.MaxPayload {
@@ -155,7 +157,7 @@ func (e *Engine) Broadcast(ctx context.Context, payload []byte, except []member.
 	e.mu.Lock()
 	if e.closed {
 		e.mu.Unlock()
-		return wire.Tag{}, fmt.Errorf("broadcast: %w", context.Canceled)
+		return wire.Tag{}, fmt.Errorf("broadcast: %w", net.ErrClosed)
 	}
 	if len(e.queue) > maxQueue {
 		e.mu.Unlock()
@@ -184,7 +186,7 @@ func (e *Engine) Broadcast(ctx context.Context, payload []byte, except []member.
 		}
 		return p.Tag, err
 	case <-e.ctx.Done():
-		return p.Tag, fmt.Errorf("broadcast %s: %w", p.Tag, context.Canceled)
+		return p.Tag, fmt.Errorf("broadcast %s: %w", p.Tag, net.ErrClosed)
 	case <-ctx.Done():
 		return p.Tag, fmt.Errorf("broadcast %s: %w", p.Tag, ctx.Err())
 	}
@@ -237,7 +239,7 @@ func answer(err error) wire.Message {
 		code = wire.Unsupported
 	case errors.Is(err, ErrFlood), errors.Is(err, ErrBusy):
 		code = wire.Overloaded
-	case errors.Is(err, context.Canceled):
+	case errors.Is(err, net.ErrClosed):
 		code = wire.Leaving
 	}
 	return wire.Refused{Code: code, Reason: err.Error()}
@@ -254,7 +256,7 @@ func (e *Engine) admit(from member.ID) error {
 	e.mu.Unlock()
 	switch {
 	case closed:
-		return context.Canceled
+		return net.ErrClosed
 	case report && e.o.Report != nil:
 		e.o.Report(Incident{From: from, Err: ErrFlood})
 		return ErrFlood
@@ -319,7 +321,7 @@ func (e *Engine) take(from member.ID, p wire.Push, how way) error {
 	}
 	if e.closed {
 		e.mu.Unlock()
-		return context.Canceled
+		return net.ErrClosed
 	}
 	if !e.memory.add(p.Tag, sent, now) {
 		e.stats.Stale++
@@ -327,7 +329,8 @@ func (e *Engine) take(from member.ID, p wire.Push, how way) error {
 		e.mu.Unlock()
 		return fmt.Errorf("sent at %s: %w", sent.UTC().Format(time.RFC3339), ErrStale)
 	}
-	deliver := how == injected || p.Origin != self.ID && !slices.Contains(p.Except, self.ID)
+	// What came back to us is not news. Who began what an original is heard with cannot be known for certain.
+	deliver := IsForeign(p.Tag) || p.Origin != self.ID && !slices.Contains(p.Except, self.ID)
 	switch how {
 	case fetched:
 		e.stats.Fetched++

@@ -15,9 +15,10 @@ const (
 	penalty    = time.Minute // for that long
 	maxWatched = 2048        // members known; above it one is forgotten
 
-	// What one member can ask of payloads: bytes per second, and at once.
-	serveRate  = 16 << 20
-	serveBurst = 64 << 20
+	// What one member can ask of payloads: bytes per second, which is more than large broadcasts need on a fast network,
+	// and at once.
+	serveRate  = 64 << 20
+	serveBurst = 256 << 20
 )
 
 // A guard bounds what each member can make us do. The engine's mutex guards it.

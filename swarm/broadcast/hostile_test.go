@@ -524,6 +524,73 @@ func TestOwn(t *testing.T) {
 	})
 }
 
+// TestReplace holds that the part of a member that does not answer goes to the next one known in it, and what is
+// between the two to whom a lookup finds there.
+func TestReplace(t *testing.T) {
+	at := func(place byte) member.Contact { return member.Contact{ID: member.ID{place}, Dialect: member.Native} }
+	self, dead, unknown, next, other := at(0x10), at(0x20), at(0x30), at(0x40), at(0x80)
+	original := at(0x28)
+	original.Dialect = member.Original
+	onBench(t, 0, Options{
+		Self: func() member.Contact { return self },
+		Find: func(_ context.Context, place member.ID) (member.Contact, error) {
+			for _, c := range []member.Contact{original, unknown, next} {
+				if place.Compare(c.ID) <= 0 {
+					return c, nil
+				}
+			}
+			return self, nil
+		},
+	}, func(t *testing.T, b *bench) {
+		b.members = []member.Contact{dead, next, other}
+		b.answer = func(to member.Contact, _ wire.Message) (wire.Message, error) {
+			if to.ID == dead.ID {
+				return nil, wire.ErrUnreachable
+			}
+			return wire.Pushed{}, nil
+		}
+		p := copyOf(9, time.Now(), string(make([]byte, maxPushed+1))) // so large that the tree has a degree of 4
+		p.Limit = self.ID
+		many := []member.Contact{dead, next, at(0x41), at(0x42), at(0x43), other, at(0xc0)}
+		b.members = many
+		b.asks(1, p)
+		synctest.Wait()
+		limits := make(map[member.ID]member.ID)
+		for _, c := range b.sent() {
+			o, ok := c.m.(wire.Offer)
+			if !ok {
+				t.Fatalf("%s of %d bytes", c.m.Kind(), len(p.Payload))
+			}
+			limits[c.to.ID] = o.Limit
+		}
+		for _, c := range []struct{ to, limit member.Contact }{
+			{dead, at(0x43)}, {next, at(0x43)}, {unknown, next}, {at(0x43), other}, {other, at(0xc0)}, {at(0xc0), self},
+		} {
+			if limits[c.to.ID] != c.limit.ID {
+				t.Errorf("the part of %s ends at %s, want %s", c.to, limits[c.to.ID].Short(), c.limit)
+			}
+		}
+		if len(limits) != 6 {
+			t.Errorf("parts: %v", limits)
+		}
+		if s := b.Stats(); s.Failed != 1 || s.Replaced != 2 {
+			t.Errorf("%+v", s)
+		}
+		// For a while it is passed over.
+		before := len(b.sent())
+		b.asks(1, copyOf(9, time.Now(), "hello"))
+		q := copyOf(9, time.Now(), "hello again")
+		q.Limit = self.ID
+		b.asks(1, q)
+		synctest.Wait()
+		for _, c := range b.sent()[before:] {
+			if c.to.ID == dead.ID {
+				t.Error("who did not answer got a part again at once")
+			}
+		}
+	})
+}
+
 // TestStaleOrigin holds that a member whose clock is wrong is told so.
 func TestStaleOrigin(t *testing.T) {
 	onBench(t, 5, Options{}, func(t *testing.T, b *bench) {

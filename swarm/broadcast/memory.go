@@ -40,7 +40,7 @@ func (m *memory) has(t wire.Tag) bool {
 func (m *memory) add(t wire.Tag, sent, now time.Time) bool {
 	m.forget(now)
 	second := sent.Unix()
-	if second <= m.horizon || second > now.Unix()+m.span {
+	if second > now.Unix()+m.span {
 		return false
 	}
 	for len(m.tags) >= m.limit && m.horizon < second {

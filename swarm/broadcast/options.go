@@ -69,7 +69,7 @@ type Options struct {
 
 	// Memory is how long tags are remembered. All members need to agree. Default 10 minutes.
 	Memory time.Duration
-	// Tags is how many are remembered; with more, Memory gets shorter. Default 131,072, some 12 MB.
+	// Tags is how many are remembered; with more, Memory gets shorter. Default 131,072, some 6 MB.
 	Tags int
 	// Keep is how long a payload is kept for those who missed it. Default 1 minute.
 	Keep time.Duration
