@@ -6,6 +6,7 @@ package ring
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/seed5728abee/fathom/swarm/member"
@@ -21,7 +22,7 @@ const (
 type handover struct {
 	due      bool // neighbours changed
 	fresh    [][]byte
-	given    map[member.ID]bool // members after this one that have its records
+	given    map[member.ID]bool // members after this one that have its records, and before it that have theirs
 	previous member.ID          // the member before it when they were given
 }
 
@@ -126,7 +127,7 @@ func (n *Node) handOver(ctx context.Context) time.Duration {
 			after = append(after, e.contact)
 		}
 	}
-	before := contacts(n.table.before[:min(len(n.table.before), 2)])
+	before := contacts(n.table.before) // all: several may have come at a time
 	fresh := n.handover.fresh
 	n.handover.fresh = nil
 	due := n.handover.due && time.Since(n.changed) > n.o.Interval/2 // when things have settled
@@ -135,10 +136,7 @@ func (n *Node) handOver(ctx context.Context) time.Duration {
 	if due {
 		n.handover.due = false
 		given, n.handover.given = n.handover.given, map[member.ID]bool{}
-		if len(before) == 0 || before[0].ID != previous {
-			given = nil // it may have become the owner of more
-		}
-		for _, c := range after {
+		for _, c := range slices.Concat(before, after) {
 			n.handover.given[c.ID] = true
 		}
 		if len(before) > 0 {
@@ -156,19 +154,24 @@ func (n *Node) handOver(ctx context.Context) time.Duration {
 	}
 	own := n.o.Records.Range(before[0].ID, n.table.self)
 	for _, c := range after {
-		if !given[c.ID] {
+		if !given[c.ID] || before[0].ID != previous { // then it may have become the owner of more
 			for _, record := range own {
 				n.give(ctx, c, record)
 			}
 		}
 	}
-	if before[0].ID != previous && before[0].Dialect == member.Native {
-		from := n.table.self // with one other member, that owns what this one does not
-		if len(before) > 1 {
-			from = before[1].ID
+	for i, c := range before {
+		if given[c.ID] || c.Dialect != member.Native {
+			continue
 		}
-		for _, record := range n.o.Records.Range(from, before[0].ID) {
-			n.give(ctx, before[0], record)
+		from := n.table.self // the last of a list that holds the whole ring
+		if i+1 < len(before) {
+			from = before[i+1].ID
+		} else if i+1 == n.o.Neighbours {
+			break // nobody knows here how far back its part goes
+		}
+		for _, record := range n.o.Records.Range(from, c.ID) {
+			n.give(ctx, c, record)
 		}
 	}
 	return n.o.Interval / 4

@@ -36,6 +36,9 @@ type Swarm struct {
 	// Wrap, when set, may put a handler of its own before that of a node: to watch, or to misbehave.
 	Wrap func(*Member) wire.Handler
 
+	// Options, when set, changes the options of one node.
+	Options func(*ring.Options)
+
 	options ring.Options
 
 	mu     sync.Mutex
@@ -67,6 +70,9 @@ func (s *Swarm) StartAs(change func(*member.Contact)) *Member {
 	o := s.options
 	o.Random = rand.NewPCG(s.random.Uint64(), 4)
 	s.mu.Unlock()
+	if s.Options != nil {
+		s.Options(&o)
+	}
 	if change != nil {
 		change(&c)
 	}
