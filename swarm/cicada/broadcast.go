@@ -48,6 +48,7 @@ type texts map[[sha256.Size]byte]*text
 
 type text struct {
 	counts map[member.ID]int // copies, by the neighbour that sent them
+	have   []member.ID       // who has the last of them, besides those it is spread to
 	number int               // of the first broadcast of it; see [broadcast.ForeignTag]
 	tags   []wire.Tag        // delivered, in order
 	last   time.Time
@@ -103,11 +104,24 @@ func (t texts) copied(payload []byte, from member.ID, now time.Time) (tag wire.T
 	return tag, true
 }
 
-// delivered takes note of a broadcast of an original that came by way of another native member.
-func (t texts) delivered(payload []byte, tag wire.Tag, now time.Time) {
-	if e := t.entry(payload, now); e != nil && !slices.Contains(e.tags, tag) {
-		e.tags = append(e.tags, tag)
+// have takes note of who has the last broadcast of a text.
+func (t texts) have(payload []byte, members []member.ID) {
+	if e := t[sha256.Sum256(payload)]; e != nil {
+		e.have = members
 	}
+}
+
+// delivered takes note of a broadcast of an original that came by way of another native member.
+// It returns who has it already, as far as this gateway has seen.
+func (t texts) delivered(payload []byte, tag wire.Tag, now time.Time) []member.ID {
+	e := t.entry(payload, now)
+	if e == nil {
+		return nil
+	}
+	if !slices.Contains(e.tags, tag) {
+		e.tags, e.have = append(e.tags, tag), nil
+	}
+	return e.have
 }
 
 // tagMemory knows the last broadcasts that were handed to originals.
@@ -149,6 +163,7 @@ func (g *Gateway) heardBroadcast(c *conn, from member.Contact, body Body) {
 	tag, fresh := g.texts.copied(payload, from.ID, time.Now())
 	if fresh {
 		g.stats.Injected++
+		g.texts.have(payload, append(body.Visited, from.ID))
 	} else {
 		g.stats.Absorbed++
 	}
@@ -158,20 +173,25 @@ func (g *Gateway) heardBroadcast(c *conn, from member.Contact, body Body) {
 	}
 }
 
-// first returns who most likely began a broadcast of originals: of those that it went through, the one farthest back on
-// the ring since the last native member. They hand broadcasts on to their successors, mostly.
+// first returns where a broadcast of originals most likely began. They hand one on to their successors, mostly: so it
+// is the first of an unbroken row of members before us that have it. Others that have it too lie elsewhere.
 func (g *Gateway) first(sender member.ID, visited []member.ID) member.ID {
 	self := g.selfID()
-	state := g.ring(g.ctx, member.Contact{ID: sender, Dialect: member.Original})
-	limit := self // the nearest native member before us
-	for _, c := range g.known(state) {
-		if c.Dialect == member.Native && !c.Leaf && c.ID.Between(limit, self) {
-			limit = c.ID
-		}
-	}
-	origin := sender
-	for _, id := range visited {
-		if _, isTag := tagOf(id); !isTag && id.Between(limit, self) && origin.Between(id, self) {
+	have := append(slices.Clone(visited), sender)
+	slices.SortFunc(have, func(a, b member.ID) int { return a.Distance(self).Compare(b.Distance(self)) })
+	known := g.known(g.ring(g.ctx, member.Contact{ID: sender, Dialect: member.Original}))
+	origin := self
+	for _, id := range have {
+		gap := slices.ContainsFunc(known, func(c member.Contact) bool {
+			return !c.Leaf && c.ID.Between(id, origin) && !slices.Contains(have, c.ID)
+		})
+		switch {
+		case id == self, id == origin:
+		case gap && origin == self:
+			return sender
+		case gap:
+			return origin
+		default:
 			origin = id
 		}
 	}
@@ -185,7 +205,7 @@ func (g *Gateway) Spread(tag wire.Tag, origin member.ID, payload []byte, except 
 	g.mu.Lock()
 	foreign := broadcast.IsForeign(tag)
 	if foreign {
-		g.texts.delivered(payload, tag, time.Now())
+		except = append(slices.Clone(except), g.texts.delivered(payload, tag, time.Now())...)
 	}
 	if !g.tags.add(tag) || len(payload) > MaxPayload {
 		g.mu.Unlock()

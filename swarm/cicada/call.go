@@ -161,13 +161,12 @@ func (g *Gateway) notifyOriginal(ctx context.Context, to member.Contact, m wire.
 // notified or asked for somebody.
 func (g *Gateway) ready(ctx context.Context, to member.Contact) (*conn, error) {
 	g.mu.Lock()
-	now := time.Now()
-	if p := g.peers[to.ID]; p != nil && (g.knowsUsLocked(p, now) || len(p.conns) > 0 && now.Sub(p.toldAt) <= freshFor) {
-		c := p.bestLocked()
-		g.mu.Unlock()
-		return c, nil
-	}
+	p := g.peers[to.ID]
+	recent := p != nil && len(p.conns) > 0 && (g.knowsUsLocked(p, time.Now()) || time.Since(p.toldAt) <= freshFor)
 	g.mu.Unlock()
+	if recent && g.knowsSomebody(p) {
+		return g.connect(ctx, to)
+	}
 	_, c, err := g.ask(ctx, to, 0)
 	return c, err
 }

@@ -26,12 +26,13 @@ const bulk = 1024
 
 // How long what was seen holds.
 const (
-	knownFor   = 12 * time.Second // an original asks its peers every 5 s; who was asked is one
-	freshFor   = 3 * time.Second  // what it answered: before something that it must have a peer for
-	cachedFor  = 2 * time.Second  // what it answered: for the ring, which asks more often than is good for it
-	liveFor    = 15 * time.Second // anything heard
-	followsFor = 20 * time.Second // a notification, which says that it takes us for its successor
-	peerLife   = time.Minute      // without a connection, until an original is forgotten
+	knownFor   = 12 * time.Second        // an original asks its peers every 5 s; who was asked is one
+	freshFor   = 3 * time.Second         // what it answered, before something that it must have a peer for; twice that when it is written
+	justFor    = 1500 * time.Millisecond // what it answered about members that we cannot ask
+	cachedFor  = 2 * time.Second         // what it answered: for the ring, which asks more often than is good for it
+	liveFor    = 15 * time.Second        // anything heard
+	followsFor = 20 * time.Second        // a notification, which says that it takes us for its successor
+	peerLife   = time.Minute             // without a connection, until an original is forgotten
 )
 
 // maxPeers bounds how many originals are remembered.
@@ -400,9 +401,9 @@ func (c *conn) standing() standing {
 		if now.Sub(p.toldAt) > 2*freshFor {
 			named = Node{}
 		}
-		s.knowsSomebody = asked || !named.Predecessor.IsZero()
 	}
 	g.mu.Unlock()
+	s.knowsSomebody = p != nil && g.knowsSomebody(p)
 	s.knows = func(id member.ID) bool {
 		return id == s.self.ID && asked ||
 			!named.Predecessor.IsZero() && (id == named.Predecessor.ID || id == named.Successor.ID)
@@ -423,6 +424,27 @@ func (c *conn) standing() standing {
 // by which it knows them. When that is gone, so are they.
 func (g *Gateway) knowsUsLocked(p *peer, now time.Time) bool {
 	return slices.ContainsFunc(p.conns, func(c *conn) bool { return !c.interest.IsZero() && now.Sub(c.interest) <= knownFor })
+}
+
+// knowsSomebody reports whether an original was seen, a moment ago, to have a peer that is still there.
+func (g *Gateway) knowsSomebody(p *peer) bool {
+	g.mu.Lock()
+	now := time.Now()
+	asked, age, told := g.knowsUsLocked(p, now), now.Sub(p.toldAt), p.told
+	met := func(r Ref) bool { return g.peers[r.ID] != nil }
+	metBefore, metAfter := met(told.Predecessor), met(told.Successor)
+	g.mu.Unlock()
+	vouched := func(r Ref, met bool) bool {
+		switch {
+		case r.IsZero() || age > 2*freshFor:
+			return false
+		case r.ID == g.selfID() || g.live(r.ID):
+			return true
+		default: // one who was connected to us, and is no more, has died for it as well
+			return !met && age <= justFor
+		}
+	}
+	return asked || vouched(told.Predecessor, metBefore) || vouched(told.Successor, metAfter)
 }
 
 // live reports whether a member can be named to an original: it is connected to us, now.

@@ -288,18 +288,25 @@ func (o *original) know(ref Ref, l *olink) {
 	o.entries = append(o.entries, &entry{ref: ref, link: l, last: time.Now()})
 }
 
+// brokenBy takes note of what a message would break. Originals break each other as well: that is not to be helped.
+func (o *original) brokenBy(m Message, format string, args ...any) {
+	if m.Features == mark {
+		o.breaks(format, args...)
+	}
+}
+
 // handle is the message thread.
 func (o *original) handle(l *olink, m Message) {
 	switch {
 	case m.Type < Join || m.Type > Lookup:
-		o.breaks("message thread: %s", m.Type)
+		o.brokenBy(m, "message thread: %s", m.Type)
 	case m.Response:
 		o.mu.Lock()
 		c := l.pending[m.RequestSequence]
 		delete(l.pending, m.RequestSequence)
 		o.mu.Unlock()
 		if c == nil {
-			o.breaks("message thread: an answer to nothing (%s)", m.Type)
+			o.brokenBy(m, "message thread: an answer to nothing (%s)", m.Type)
 			return
 		}
 		if m.Type == Info {
@@ -311,14 +318,14 @@ func (o *original) handle(l *olink, m Message) {
 			}
 			o.mu.Unlock()
 			if e == nil || err != nil || n.Predecessor.IsZero() || n.Successor.IsZero() {
-				o.breaks("message thread: info answer %+v, known %v", n, e != nil)
+				o.brokenBy(m, "message thread: info answer %+v, known %v", n, e != nil)
 			}
 		}
 		c <- m
 	case m.Type == Join:
 		addr, err := DecodeJoin(m.Data)
 		if err != nil {
-			o.breaks("message thread: %v", err)
+			o.brokenBy(m, "message thread: %v", err)
 			return
 		}
 		o.mu.Lock()
@@ -363,7 +370,7 @@ func (o *original) handle(l *olink, m Message) {
 		}
 		o.mu.Unlock()
 		if none || err != nil {
-			o.breaks("message thread: notified, knowing nobody: %v; %v", none, err)
+			o.brokenBy(m, "message thread: notified, knowing nobody: %v; %v", none, err)
 			return
 		}
 		o.answer(l, m, AppendAccepted(nil, accepted))
@@ -379,13 +386,13 @@ func (o *original) searched(l *olink, m Message) {
 	known := o.entry(m.Sender) != nil
 	o.mu.Unlock()
 	if err != nil || none {
-		o.breaks("message thread: lookup, knowing nobody: %v; %v", none, err)
+		o.brokenBy(m, "message thread: lookup, knowing nobody: %v; %v", none, err)
 		return
 	}
 	if len(s.Body) > 0 {
 		body, err := DecodeBody(s.Body)
 		if err != nil || body.Broadcast && !known {
-			o.breaks("recv raises: broadcast %v of %s, known %v; %v", body.Broadcast, m.Sender.Short(), known, err)
+			o.brokenBy(m, "recv raises: broadcast %v of %s, known %v; %v", body.Broadcast, m.Sender.Short(), known, err)
 			return
 		}
 		o.mu.Lock()
