@@ -327,6 +327,27 @@ func TestWindowGrows(t *testing.T) {
 	})
 }
 
+// So does that of messages.
+func TestMessagesWindowGrows(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client, _, _ := slowLink(t, 50*time.Millisecond, testConfig(1, testHandler{}), testConfig(2, testHandler{}))
+		const count = 100000
+		began := time.Now()
+		var all sync.WaitGroup
+		all.Add(count)
+		for range count {
+			if err := client.Post(t.Context(), make([]byte, 100), func(error) { all.Done() }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		all.Wait()
+		// With the window of the beginning it would be 1600 in each round trip of a tenth of a second.
+		if took := time.Since(began); took > 2*time.Second {
+			t.Errorf("%d messages in %v", count, took)
+		}
+	})
+}
+
 func TestHalfClose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := net.Pipe()
