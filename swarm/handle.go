@@ -35,6 +35,7 @@ var (
 	errIsOriginal = errors.New("the peer speaks the original protocol")
 	errSelf       = errors.New("that is this peer itself")
 	errWrong      = errors.New("another member answers there")
+	errBare       = errors.New("the link is for questions of reachability only")
 	errUnproved   = errors.New("the address that the peer claims does not lead to it")
 )
 
@@ -167,6 +168,14 @@ func (p *Peer) welcomeNative(ctx context.Context, conn net.Conn, how How, vouche
 		p.log.Debug("link refused", "from", conn.RemoteAddr(), "error", err)
 		return
 	}
+	if s.bare() {
+		defer s.Close()
+		select {
+		case <-s.Done():
+		case <-ctx.Done():
+		}
+		return
+	}
 	p.log.Debug("link up", "member", s.contact.String(), "how", how.String(), "inbound", true)
 }
 
@@ -264,6 +273,10 @@ func (s *session) check(key ed25519.PublicKey, b []byte, expected member.Contact
 	return nil
 }
 
+// bare reports whether the link was made to find out about reachability, by a member that has proved nothing but its key: it
+// is good for nothing else.
+func (s *session) bare() bool { return s.how == Direct && s.hello.private && !s.outbound }
+
 // atClaimed reports whether a connection comes from the host that the member's ID is bound to.
 func (s *session) atClaimed(conn net.Conn) bool {
 	remote := addrPort(conn.RemoteAddr()).Addr()
@@ -272,8 +285,16 @@ func (s *session) atClaimed(conn net.Conn) bool {
 	})
 }
 
-// proves dials a member at the address that it is known by, and checks that it has the key it says.
+// proves checks that a member has the key it says: it is dialled at the address that it is known by, or, if that leads
+// nowhere, its hosts are asked.
 func (p *Peer) proves(ctx context.Context, c member.Contact) error {
+	if c.Leaf {
+		found, err := p.node().Lookup(ctx, c.ID, lookupPlain)
+		if err == nil && (len(found.Leaf) == 0 || !slices.Equal(found.Leaf[0].Key, c.Key)) {
+			err = ErrNoSuchMember
+		}
+		return err
+	}
 	conn, err := p.reacher.dial(ctx, c.Addr())
 	if err != nil {
 		return err
@@ -300,6 +321,9 @@ func (s *session) Request(_ *link.Session, body []byte, reply func([]byte)) {
 
 // answer handles a request.
 func (p *Peer) answer(ctx context.Context, s *session, m wire.Message) wire.Message {
+	if _, ok := m.(wire.Try); s.bare() && !ok {
+		return wire.Refused{Code: wire.Invalid, Reason: errBare.Error()}
+	}
 	var answer wire.Message
 	switch m := m.(type) {
 	case wire.Push, wire.Want:
@@ -325,6 +349,9 @@ func (s *session) Cast(_ *link.Session, body []byte) {
 		s.peer.counters.malformed.Add(1)
 		return
 	}
+	if s.bare() {
+		return
+	}
 	if m.Kind() == wire.KindHave {
 		s.peer.broadcast.Handle(s.peer.ctx, s.contact, m)
 		return
@@ -335,6 +362,9 @@ func (s *session) Cast(_ *link.Session, body []byte) {
 // Message takes in an application's message; part of [link.Handler].
 func (s *session) Message(_ *link.Session, payload []byte) error {
 	<-s.ready
+	if s.bare() {
+		return errBare
+	}
 	s.touch()
 	tag, copied, data, err := decodeEnvelope(payload)
 	if err != nil {

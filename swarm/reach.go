@@ -269,12 +269,17 @@ func (p *Peer) dialDirect(ctx context.Context, to member.Contact) (*session, err
 // dialAddr connects to an address and makes a link to whoever answers, which has to be to if that has an ID. What
 // speaks the original protocol is handed to the gateway, with errIsOriginal.
 func (p *Peer) dialAddr(ctx context.Context, addr netip.AddrPort, to member.Contact) (*session, error) {
+	return p.dialFor(ctx, addr, wanted{dialled: true, to: to})
+}
+
+// dialFor is dialAddr for a link of a certain kind.
+func (p *Peer) dialFor(ctx context.Context, addr netip.AddrPort, w wanted) (*session, error) {
 	conn, err := p.reacher.dial(ctx, addr)
 	if err != nil {
 		return nil, err
 	}
-	if p.gateway != nil && to.Dialect == member.Unknown && addr.Addr().Is4() { // originals know IPv4 only
-		native, err := p.gateway.Hail(ctx, conn, to.ID, addr) // which owns conn from now on
+	if p.gateway != nil && w.to.Dialect == member.Unknown && addr.Addr().Is4() { // originals know IPv4 only
+		native, err := p.gateway.Hail(ctx, conn, w.to.ID, addr) // which owns conn from now on
 		if err != nil {
 			return nil, err
 		}
@@ -283,7 +288,7 @@ func (p *Peer) dialAddr(ctx context.Context, addr netip.AddrPort, to member.Cont
 		}
 		conn = native
 	}
-	return p.secure(ctx, conn, wanted{dialled: true, to: to})
+	return p.secure(ctx, conn, w)
 }
 
 // dialThrough makes a link through a host of the member, or through one that may well be linked to it.
@@ -538,10 +543,14 @@ func (p *Peer) enter(ctx context.Context, address string) error {
 }
 
 func (p *Peer) enterAt(ctx context.Context, addr netip.AddrPort, settling bool) error {
-	dialCtx, cancel := context.WithTimeout(ctx, dialTimeout)
-	defer cancel()
-	s, err := p.links.at(addr), error(nil)
-	if s == nil {
+	err := error(nil)
+	if settling {
+		err = p.settle(ctx, addr)
+	}
+	s := p.links.at(addr)
+	if s == nil && err == nil {
+		dialCtx, cancel := context.WithTimeout(ctx, dialTimeout)
+		defer cancel()
 		s, err = p.dialAddr(dialCtx, addr, member.Contact{Addrs: []netip.AddrPort{addr}})
 	}
 	if errors.Is(err, errIsOriginal) {
@@ -556,19 +565,20 @@ func (p *Peer) enterAt(ctx context.Context, addr netip.AddrPort, settling bool) 
 	if err != nil {
 		return err
 	}
-	if settling && p.settle(ctx, s) {
-		// What it said about itself when the link was made no longer holds.
-		p.links.drop()
-		if s, err = p.dialAddr(dialCtx, addr, s.contact); err != nil {
-			return err
-		}
-	}
 	return p.node().Join(ctx, s.contact)
 }
 
-// settle finds out whether others can reach this peer, and says so in its contact. It reports whether the contact has
-// changed.
-func (p *Peer) settle(ctx context.Context, s *session) bool {
+// settle finds out from the peer at an address how others see this one and whether they can reach it, and says so in its
+// contact. The link that it asks over is for nothing else: behind a NAT the address that a peer has of itself is not one
+// that it could prove to be its own.
+func (p *Peer) settle(ctx context.Context, addr netip.AddrPort) error {
+	dialCtx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	s, err := p.dialFor(dialCtx, addr, wanted{dialled: true, to: member.Contact{Addrs: []netip.AddrPort{addr}}, private: true})
+	if err != nil {
+		return err
+	}
+	defer s.Bye(0, "")
 	self, observed := p.contact(), s.hello.observed
 	leaf, best := p.o.Unreachable, netip.AddrPort{}
 	if !p.o.Unreachable {
@@ -599,8 +609,10 @@ func (p *Peer) settle(ctx context.Context, s *session) bool {
 			c.Addrs = prefer(best, c.Addrs)
 		}
 	})
-	now := p.contact()
-	return now.Leaf != self.Leaf || !slices.Equal(now.Addrs, self.Addrs)
+	if now := p.contact(); now.Leaf != self.Leaf || !slices.Equal(now.Addrs, self.Addrs) {
+		p.links.drop() // what it said about itself when they were made no longer holds
+	}
+	return nil
 }
 
 // prefer puts an address first.

@@ -206,6 +206,9 @@ func (v *services) close() {
 // Stream takes a stream that the other member opens; part of [link.Handler].
 func (s *session) Stream(_ *link.Session, b []byte, conn net.Conn) error {
 	<-s.ready
+	if s.bare() {
+		return errBare
+	}
 	h, err := decodeHeader(b)
 	if err != nil {
 		s.peer.counters.malformed.Add(1)
