@@ -220,11 +220,14 @@ func (f *testFleet) runProgram(host, name string, args ...string) *process {
 	return startProcess(f.t, fmt.Sprintf("%d, %s on %s", f.n, strings.Join(args, " "), host), c)
 }
 
-// startProcess starts a command, and kills it at the latest with the test.
+// startProcess starts a command, and kills it at the latest with the test. Its output is kept, unless it goes elsewhere.
 func startProcess(t *testing.T, name string, c *lab.Cmd) *process {
 	t.Helper()
 	p := &process{t: t, name: name, Cmd: c, ended: make(chan struct{})}
-	p.Stdout, p.Stderr = &p.out, &p.log
+	p.Stderr = &p.log
+	if p.Stdout == nil {
+		p.Stdout = &p.out
+	}
 	if err := p.Start(); err != nil {
 		t.Fatal(err)
 	}

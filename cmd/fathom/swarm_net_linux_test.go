@@ -95,7 +95,7 @@ func (n *swarmNet) node(host string, flags ...string) *swarmNode {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	c := n.lab.Host(host).Command(context.Background(), "fathom", append([]string{"swarm", "node", "--control", "stdio", "--log-level", "debug"}, flags...)...)
+	c := n.lab.Host(host).Command(context.Background(), "fathom", append([]string{"swarm", "node", "--control", "stdio", "--verbose"}, flags...)...)
 	m := &swarmNode{net: n, host: host, in: w, wait: map[int]chan swarmLine{}, came: make(chan struct{})}
 	c.Stdin, c.Stdout = r, m
 	m.began = time.Now()
