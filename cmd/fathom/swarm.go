@@ -61,7 +61,7 @@ made of; with --swarm-key only those who have that key get in.`,
   fathom swarm ring --join 192.0.2.1:49610`,
 	}
 	cmd.AddCommand(newSwarmNodeCommand(a), newSwarmRunCommand(a), newSwarmLookupCommand(a), newSwarmSendCommand(a),
-		newSwarmBroadcastCommand(a), newSwarmChatCommand(a), newSwarmRingCommand(a), newSwarmKeygenCommand(a))
+		newSwarmBroadcastCommand(a), newSwarmChatCommand(a), newSwarmRingCommand(a), newSwarmViewCommand(a), newSwarmKeygenCommand(a))
 	return cmd
 }
 

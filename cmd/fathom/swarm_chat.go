@@ -524,6 +524,9 @@ func (a *app) chatOnTerminal(ctx context.Context, c *chat, entries []string) err
 // chatSaid is a message to the model: something to show.
 type chatSaid struct{ name, text string }
 
+// chatPrinted is a message to the model: what it printed last is on the terminal.
+type chatPrinted struct{}
+
 // chatModel is the line to write in. What is said goes above it, and stays on the terminal.
 type chatModel struct {
 	prompt string
@@ -533,6 +536,9 @@ type chatModel struct {
 	past   []string // what was entered before
 	recall int      // how far back of it we are
 	width  int
+
+	waiting  []string // lines to print
+	printing bool     // others are being printed
 }
 
 func (m *chatModel) Init() tea.Cmd { return nil }
@@ -542,13 +548,29 @@ func (m *chatModel) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 	case tea.WindowSizeMsg:
 		m.width = msg.Width
 	case chatSaid:
-		return m, tea.Println(strings.Join(chatLines(msg.name, msg.text, m.width), "\n"))
+		m.waiting = append(m.waiting, chatLines(msg.name, msg.text, m.width)...)
+		if !m.printing {
+			return m, m.printWaiting()
+		}
+	case chatPrinted:
+		return m, m.printWaiting()
 	case tea.PasteMsg:
 		m.insert(msg.Content)
 	case tea.KeyPressMsg:
 		return m, m.key(msg)
 	}
 	return m, nil
+}
+
+// printWaiting prints what waits for that: one thing after the other, as commands of their own would overtake each other.
+func (m *chatModel) printWaiting() tea.Cmd {
+	m.printing = len(m.waiting) > 0
+	if !m.printing {
+		return nil
+	}
+	text := strings.Join(m.waiting, "\n")
+	m.waiting = nil
+	return tea.Sequence(tea.Println(text), func() tea.Msg { return chatPrinted{} })
 }
 
 // chatPast is how many lines can be recalled.
