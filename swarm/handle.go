@@ -203,7 +203,8 @@ func (p *Peer) secure(ctx context.Context, conn net.Conn, w wanted) (*session, e
 				observed: addrPort(remote), contact: p.contact(),
 			})
 		},
-		Check: func(key ed25519.PublicKey, b []byte, _ net.Addr) error { return s.check(key, b, w.to) },
+		Check:  func(key ed25519.PublicKey, b []byte, _ net.Addr) error { return s.check(key, b, w.to) },
+		Closed: s.closed,
 	}
 	var err error
 	if w.dialled {
@@ -230,19 +231,20 @@ func (p *Peer) secure(ctx context.Context, conn net.Conn, w wanted) (*session, e
 		s.Close()
 		return nil, net.ErrClosed
 	}
-	if !p.background(func(context.Context) {
-		<-s.Done()
-		p.log.Debug("link down", "member", s.contact.String(), "how", s.how.String(), "error", s.Err())
-		p.links.remove(s)
-	}) {
-		p.links.remove(s)
-		s.Close()
-		return nil, net.ErrClosed
+	if s.ended() {
+		s.closed(s.Session) // it was told before it was registered
+		return nil, fmt.Errorf("%w: %w", wire.ErrUnreachable, s.Err())
 	}
 	close(s.ready)
 	p.reacher.observed(s)
 	p.node().Learn(s.contact)
 	return s, nil
+}
+
+// closed takes a link that has ended out of use.
+func (s *session) closed(l *link.Session) {
+	s.peer.log.Debug("link down", "member", s.contact.String(), "how", s.how.String(), "error", l.Err())
+	s.peer.links.remove(s)
 }
 
 // check holds what the other said in its hello against what is known, before the link counts as up.

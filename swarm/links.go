@@ -101,6 +101,7 @@ type session struct {
 	streams  atomic.Int32  // open for applications and circuits
 	carried  atomic.Int32  // circuits carried for the member
 	gone     chan struct{} // closed when it is no longer registered
+	went     sync.Once     // for gone
 	ready    chan struct{} // closed when the fields above are set and the link is registered
 }
 
@@ -351,7 +352,7 @@ func (l *links) remove(s *session) {
 	}
 	closed := l.closed
 	l.mu.Unlock()
-	close(s.gone)
+	s.went.Do(func() { close(s.gone) })
 	if last && !closed {
 		l.peer.node().Suspect(s.contact.ID)
 	}

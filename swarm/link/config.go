@@ -67,6 +67,11 @@ type Config struct {
 	// Handshake bounds how long a handshake may take, whatever the other side does. Default DefaultHandshake.
 	Handshake time.Duration
 
+	// Closed is called once when a link that was up has ended, as Session.Done is closed, by whichever goroutine ended
+	// it: it must be quick, and not call Close. It saves who holds many links a goroutine for each. It may be
+	// called before Client or Server has returned. Nil: nobody is told.
+	Closed func(s *Session)
+
 	// Logger gets one line at level debug when a link ends by a fault. Nil: none.
 	Logger *slog.Logger
 }

@@ -322,6 +322,9 @@ func (s *Session) end(err error) {
 		s.config.Logger.LogAttrs(context.Background(), slog.LevelDebug, "link ended",
 			slog.Any("remote", s.conn.RemoteAddr()), slog.Any("error", err))
 	}
+	if s.config.Closed != nil {
+		s.config.Closed(s)
+	}
 }
 
 // over returns why nothing new can be begun, or nil.
