@@ -95,10 +95,15 @@ func (s *Swarm) StartAs(change func(*member.Contact)) *Member {
 	return m
 }
 
-// Add starts a member and joins it through a random live one. It is part of the swarm when Add returns.
+// Add starts a member and joins it through a random live one. It is part of the swarm when Add returns, or ended if
+// that failed.
 func (s *Swarm) Add(ctx context.Context) (*Member, error) {
 	m := s.Start()
-	return m, s.Join(ctx, m)
+	if err := s.Join(ctx, m); err != nil {
+		s.Kill(m)
+		return nil, err
+	}
+	return m, nil
 }
 
 // Join joins a member through a random live one, if there is one.
