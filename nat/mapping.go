@@ -84,13 +84,26 @@ func (mp *Mapping) Close() error {
 		delete(mp.mapper.mappings, mp)
 		mp.mapper.mu.Unlock()
 		if !mp.lost {
-			if err := removeAll(context.Background(), mp.door, mp.leases); err != nil {
+			if err := removeAll(context.Background(), mp.doorNow(), mp.leases); err != nil {
 				mp.closed = fmt.Errorf("unmap %v port %d: %w", mp.request.Protocol, mp.request.InternalPort, err)
 			}
 		}
 		mp.release()
 	})
 	return mp.closed
+}
+
+// doorNow is the door to remove the leases by. If the gateway was found anew for another mapping, the one by which they were granted
+// is closed.
+func (mp *Mapping) doorNow() door {
+	if s := mp.mapper.current(); s != mp.site && s.gateway == mp.site.gateway {
+		for _, d := range s.doors {
+			if d.method() == mp.door.method() {
+				return d
+			}
+		}
+	}
+	return mp.door
 }
 
 // set takes what a gateway has granted.

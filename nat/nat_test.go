@@ -4,9 +4,12 @@
 package nat
 
 import (
+	"bytes"
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -122,6 +125,63 @@ func FuzzSearchAnswer(f *testing.F) {
 		if found, err := parseSearchAnswer(packet, gateway); err == nil && found.location.Hostname() != gateway.String() {
 			t.Errorf("leads to %v", found.location)
 		}
+	})
+}
+
+const describedBy = `<?xml version="1.0"?><root xmlns="urn:schemas-upnp-org:device-1-0"><device><friendlyName>r</friendlyName><deviceList><device><serviceList>
+<service><serviceType>urn:schemas-upnp-org:service:%s</serviceType><controlURL>%s</controlURL></service></serviceList></device></deviceList></device></root>`
+
+// Where a device says that its service is, decides whether it is asked.
+func TestDescriptions(t *testing.T) {
+	f, err := parseSearchAnswer([]byte(searchAnswer), netip.MustParseAddr("192.0.2.1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct{ service, at, want string }{
+		{"WANIPConnection:2", "/ctl", "http://192.0.2.1:5000/ctl"},
+		{"WANIPConnection:1", "ctl", "http://192.0.2.1:5000/ctl"},
+		{"WANPPPConnection:1", "http://192.0.2.1:49000/ctl", "http://192.0.2.1:49000/ctl"},
+		{"WANIPConnection:1", "http://192.0.2.9/ctl", ""},
+		{"WANIPConnection:1", "https://192.0.2.1/ctl", ""},
+		{"WANIPConnection:1", "http://router.example/ctl", ""},
+		{"WANIPConnection:1", "http://[::1%25/%zz", ""},
+		{"WANIPConnection:1", "//192.0.2.9/", ""},
+		{"Layer3Forwarding:1", "/ctl", ""},
+	} {
+		root, err := parseDescription(strings.NewReader(fmt.Sprintf(describedBy, tt.service, tt.at)), f)
+		if err != nil {
+			t.Errorf("%s at %s: %v", tt.service, tt.at, err)
+			continue
+		}
+		got := ""
+		if all := connections(root, f); len(all) > 0 {
+			got = all[0].GetServiceClient().SOAPClient.EndpointURL.String()
+		}
+		if got != tt.want {
+			t.Errorf("%s at %s: asked at %q, want %q", tt.service, tt.at, got, tt.want)
+		}
+	}
+}
+
+func FuzzDescription(f *testing.F) {
+	from, err := parseSearchAnswer([]byte(searchAnswer), netip.MustParseAddr("192.0.2.1"))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add([]byte(fmt.Sprintf(describedBy, "WANIPConnection:1", "/ctl")))
+	f.Add([]byte(fmt.Sprintf(describedBy, "WANPPPConnection:1", "%")))
+	f.Add([]byte("<root><URLBase>http://192.0.2.1/</URLBase></root>"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		root, err := parseDescription(bytes.NewReader(text), from)
+		if err != nil {
+			return
+		}
+		for _, s := range connections(root, from) {
+			if u := s.GetServiceClient().SOAPClient.EndpointURL; u.Hostname() != "192.0.2.1" || u.Scheme != "http" {
+				t.Errorf("would ask at %v", &u)
+			}
+		}
+		deviceName(&root.Device)
 	})
 }
 

@@ -8,6 +8,7 @@ import (
 	"encoding/xml"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -82,7 +83,12 @@ func describe(ctx context.Context, client *http.Client, f found) (*goupnp.RootDe
 	if response.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("%w: description: HTTP status %d", errSearch, response.StatusCode)
 	}
-	decoder := xml.NewDecoder(response.Body)
+	return parseDescription(response.Body, f)
+}
+
+// parseDescription decodes what a device says about itself.
+func parseDescription(r io.Reader, f found) (*goupnp.RootDevice, error) {
+	decoder := xml.NewDecoder(r)
 	decoder.DefaultSpace = goupnp.DeviceXMLNamespace
 	root := new(goupnp.RootDevice)
 	if err := decoder.Decode(root); err != nil {
@@ -90,6 +96,7 @@ func describe(ctx context.Context, client *http.Client, f found) (*goupnp.RootDe
 	}
 	base := f.location
 	if root.URLBaseStr != "" {
+		var err error
 		if base, err = url.Parse(root.URLBaseStr); err != nil {
 			return nil, fmt.Errorf("%w: description: %w", errSearch, err)
 		}
@@ -101,9 +108,8 @@ func describe(ctx context.Context, client *http.Client, f found) (*goupnp.RootDe
 // maxServices is how many services of one kind are looked at: a gateway has one for each of its connections.
 const maxServices = 8
 
-// findConnection finds the service of the connection that is up, or else the first one. Services elsewhere than on the
-// device itself do not count.
-func findConnection(ctx context.Context, root *goupnp.RootDevice, f found, transport http.RoundTripper) (connection, error) {
+// connections are the services that map ports, the newest kind first. Those elsewhere than on the device itself do not count.
+func connections(root *goupnp.RootDevice, f found) []connection {
 	var all []connection
 	if services, err := internetgateway2.NewWANIPConnection2ClientsFromRootDevice(root, f.location); err == nil {
 		for _, s := range services {
@@ -122,21 +128,31 @@ func findConnection(ctx context.Context, root *goupnp.RootDevice, f found, trans
 	}
 	var usable []connection
 	for _, s := range all {
-		client := s.GetServiceClient()
-		if err := ownURL(&client.SOAPClient.EndpointURL, f.from); err == nil && len(usable) < maxServices {
-			client.SOAPClient.HTTPClient = http.Client{Transport: transport, Timeout: askTimeout}
+		// A control URL that the library cannot read is empty here.
+		if ownURL(&s.GetServiceClient().SOAPClient.EndpointURL, f.from) == nil && len(usable) < maxServices {
 			usable = append(usable, s)
 		}
 	}
-	if len(usable) == 0 {
+	return usable
+}
+
+// findConnection finds the service of the connection that is up. If none says so it is the first.
+func findConnection(ctx context.Context, root *goupnp.RootDevice, f found, transport http.RoundTripper) (connection, error) {
+	all := connections(root, f)
+	if len(all) == 0 {
 		return nil, fmt.Errorf("%w: %v has no service that maps ports", errSearch, f.from)
 	}
-	for _, s := range usable[:len(usable)-1] {
-		if status, _, _, err := s.GetStatusInfoCtx(ctx); err == nil && status == "Connected" {
-			return s, nil
+	for _, s := range all {
+		s.GetServiceClient().SOAPClient.HTTPClient = http.Client{Transport: transport, Timeout: askTimeout}
+	}
+	if len(all) > 1 { // as where a router has a spare line
+		for _, s := range all {
+			if status, _, _, err := s.GetStatusInfoCtx(ctx); err == nil && status == "Connected" {
+				return s, nil
+			}
 		}
 	}
-	return usable[len(usable)-1], nil
+	return all[0], nil
 }
 
 // deviceName is what people know the gateway by.
