@@ -16,8 +16,12 @@ import (
 	"github.com/seed5728abee/fathom/swarm/wire"
 )
 
-// notifyEvery is how often an original is notified of what it was notified of before.
-const notifyEvery = 4 * time.Second
+// notifyEvery is how often an original is notified of what it was notified of before, and notifyAgain where it did not
+// take us for its predecessor then: it may not have noticed yet that another one is gone.
+const (
+	notifyEvery = 4 * time.Second
+	notifyAgain = 2 * time.Second
+)
 
 // dialTimeout is how long a connection may take.
 const dialTimeout = 5 * time.Second
@@ -133,7 +137,11 @@ func (g *Gateway) notifyOriginal(ctx context.Context, to member.Contact, m wire.
 	if p != nil && p.addr.IsValid() {
 		n.Successor = Ref{ID: p.id, Addr: p.addr}
 	}
-	again := p != nil && p.told2 == n && time.Since(p.sent) < notifyEvery
+	every := notifyEvery
+	if p != nil && !p.took {
+		every = notifyAgain
+	}
+	again := p != nil && p.notified == n && time.Since(p.sent) < every
 	g.mu.Unlock()
 	if !again {
 		answer, err := c.request(ctx, Notify, AppendNode(nil, n), nil)
@@ -146,7 +154,7 @@ func (g *Gateway) notifyOriginal(ctx context.Context, to member.Contact, m wire.
 		}
 		g.mu.Lock()
 		if p := g.peers[to.ID]; p != nil {
-			p.told2, p.sent, p.took = n, time.Now(), accepted
+			p.notified, p.sent, p.took = n, time.Now(), accepted
 			if accepted {
 				c.interest = p.sent // it has us among its peers now
 				p.toldAt = time.Time{}

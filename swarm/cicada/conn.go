@@ -112,7 +112,7 @@ type conn struct {
 	counted   time.Time
 	strays    int
 	retired   bool      // nobody uses it any more
-	interest  time.Time // the other end asked for our neighbours, as originals do their peers, or took us for a peer
+	interest  time.Time // the other end asked for our neighbours, as originals do their peers, and got them; or took us for a peer
 	native    bool
 	err       error
 }
@@ -415,6 +415,10 @@ func (c *conn) send(o *outgoing) error {
 	}
 	if o.call != nil {
 		close(o.call.written)
+	} else if m.Type == Info {
+		c.g.mu.Lock()
+		c.interest = time.Now()
+		c.g.mu.Unlock()
 	}
 	return nil
 }

@@ -55,6 +55,7 @@ type Gateway struct {
 	arc              []member.ID             // originals between us and the next native member, clockwise
 	arcStart, arcEnd member.ID               // both of them
 	census           []member.ID             // members that answered when we last looked around the ring
+	hurry            time.Time               // until when originals are asked more often, as somebody is gone
 	texts            texts
 	tags             tagMemory
 	wants            map[member.ID]int // lookups of originals under way, by key
@@ -62,24 +63,24 @@ type Gateway struct {
 
 // A peer is what is known about one original. Gateway.mu guards it.
 type peer struct {
-	id      member.ID
-	addr    netip.AddrPort // where it can be dialled; zero: not known
-	conns   []*conn
-	heard   time.Time // anything from it
-	told    Node      // what it answered to the same question
-	toldAt  time.Time
-	failed  time.Time // it did not answer that question, though the connection stands; zero: it has since
-	follows time.Time // it took us for its successor
-	notify  time.Time // it notified us, as it does its successor
-	joined  time.Time // we asked it to join, to heal it
-	placed  time.Time // since when it ought to be our predecessor, if it does
-	told2   Node      // what we last notified it of
-	sent    time.Time // when
-	took    bool      // what it answered
-	rtt     time.Duration
-	asking  *asking
-	dialing *dialing
-	bulk    *conn // for large messages; nil: none yet
+	id       member.ID
+	addr     netip.AddrPort // where it can be dialled; zero: not known
+	conns    []*conn
+	heard    time.Time // anything from it
+	told     Node      // what it answered to the same question
+	toldAt   time.Time
+	failed   time.Time // it did not answer that question, though the connection stands; zero: it has since
+	follows  time.Time // it took us for its successor
+	notify   time.Time // it notified us, as it does its successor
+	joined   time.Time // we asked it to join, to heal it
+	placed   time.Time // since when it ought to be our predecessor, if it does
+	notified Node      // what we last notified it of
+	sent     time.Time // when
+	took     bool      // what it answered
+	rtt      time.Duration
+	asking   *asking
+	dialing  *dialing
+	bulk     *conn // for large messages; nil: none yet
 }
 
 // asking is one question for a peer's neighbours, which all who want to know wait for.
@@ -267,6 +268,7 @@ func (g *Gateway) forget(c *conn) {
 		p.conns = slices.DeleteFunc(p.conns, func(o *conn) bool { return o == c })
 		lost = len(p.conns) == 0
 		p.toldAt = time.Time{} // whom it knew by this connection, it knows no more
+		g.hurry = time.Now().Add(hurryFor)
 		c.peer = nil
 	}
 	g.mu.Unlock()
@@ -317,9 +319,6 @@ func (g *Gateway) heard(c *conn, m Message) {
 	}
 	if p := c.peer; p != nil && p.id == m.Sender {
 		p.heard = now
-		if !m.Response && m.Type == Info {
-			c.interest = now
-		}
 	}
 	g.mu.Unlock()
 	if len(met.Addrs) > 0 {

@@ -9,7 +9,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/seed5728abee/fathom/swarm/broadcast"
 	"github.com/seed5728abee/fathom/swarm/member"
+	"github.com/seed5728abee/fathom/swarm/wire"
 )
 
 func TestNativeJoinsOriginal(t *testing.T) {
@@ -187,4 +189,84 @@ func TestDeathsHeal(t *testing.T) {
 			w.exchange(t)
 		}
 	})
+}
+
+// Copies of what a native member broadcast, relayed by originals, are known by the tag among the visited.
+func TestRelayedBroadcastIsAbsorbed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.close()
+		n := w.native(50001)
+		o := w.original(50002)
+		o.join(refAt(50001))
+		w.settle(20 * time.Second)
+		n.begin("known")
+		time.Sleep(5 * time.Second)
+		relay := func(payload string, visited ...member.ID) {
+			t.Helper()
+			o.broadcast(payload, visited)
+			time.Sleep(5 * time.Second)
+		}
+		relay("known", tagID(wire.Tag{0: 1, 15: 1}), o.ref.ID)
+		if got := n.g.Stats(); got.Absorbed != 1 || got.Injected != 0 {
+			t.Errorf("%+v", got)
+		}
+		relay("known") // by its own will
+		if got := n.g.Stats(); got.Absorbed != 1 || got.Injected != 1 || n.count("known") != 1 {
+			t.Errorf("%+v, %d times", got, n.count("known"))
+		}
+	})
+}
+
+func TestTexts(t *testing.T) {
+	a, b := refA.ID, refB.ID
+	now := time.Unix(1e9, 0)
+	texts := newTexts()
+	steps := []struct {
+		after time.Duration
+		from  member.ID
+		fresh bool
+	}{
+		{0, a, true}, {0, b, false}, {0, b, true}, {0, a, false}, {0, a, true},
+		{textLife + 1, a, true}, {textLife, a, true}, {0, b, false},
+	}
+	tags := map[wire.Tag]bool{}
+	for i, s := range steps {
+		now = now.Add(s.after)
+		tag, fresh := texts.copied([]byte("x"), s.from, now)
+		if fresh != s.fresh || fresh && (tags[tag] || !broadcast.IsForeign(tag)) {
+			t.Errorf("step %d: %v, %v", i, fresh, tag)
+		}
+		tags[tag] = true
+	}
+	// Another native member gives the same numbers, and one that it was told of is absorbed here.
+	other := newTexts()
+	tag, _ := other.copied([]byte("y"), a, now)
+	texts.delivered([]byte("y"), tag, now)
+	if _, fresh := texts.copied([]byte("y"), b, now); fresh {
+		t.Error("delivered already")
+	}
+	second, _ := other.copied([]byte("y"), a, now)
+	if here, fresh := texts.copied([]byte("y"), b, now); !fresh || here != second {
+		t.Errorf("%v, %v; the other has %v", here, fresh, second)
+	}
+	for i := range 2 * maxTexts {
+		texts.copied([]byte{byte(i), byte(i >> 8), 1}, a, now)
+	}
+	if len(texts) > maxTexts {
+		t.Errorf("%d texts", len(texts))
+	}
+}
+
+func TestTagMemoryForgets(t *testing.T) {
+	m := newTagMemory()
+	tag := func(i int) wire.Tag { return wire.Tag{byte(i), byte(i >> 8)} }
+	for i := range maxTags + 1 {
+		if !m.add(tag(i)) || m.add(tag(i)) {
+			t.Fatal(i)
+		}
+	}
+	if len(m.known) != maxTags || !m.add(tag(0)) || m.add(tag(maxTags)) {
+		t.Error("not the oldest was forgotten")
+	}
 }

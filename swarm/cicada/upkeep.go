@@ -17,7 +17,9 @@ import (
 // How often what is looked after.
 const (
 	upkeepEvery = time.Second
-	askEvery    = 4 * time.Second  // an original for its neighbours; it counts a peer as dead after 30 s
+	askEvery    = 4 * time.Second // an original for its neighbours; it counts a peer as dead after 30 s
+	askHurried  = cachedFor
+	hurryFor    = 30 * time.Second // after somebody is gone
 	silentFor   = 15 * time.Second // an original that does not notify its successor that long has none
 	rejoinEvery = 5 * time.Second  // between attempts to heal the same original
 	censusEvery = 20 * time.Second // between looks around the whole ring, for those that the originals may know
@@ -139,7 +141,11 @@ func (g *Gateway) askAll(ctx context.Context, members []member.Contact) []*wire.
 func (g *Gateway) toldLately(id member.ID) (wire.Neighbours, bool) {
 	g.mu.Lock()
 	p := g.peers[id]
-	if p == nil || len(p.conns) == 0 || time.Since(p.toldAt) > askEvery {
+	age := askEvery
+	if time.Now().Before(g.hurry) {
+		age = askHurried
+	}
+	if p == nil || len(p.conns) == 0 || time.Since(p.toldAt) > age {
 		g.mu.Unlock()
 		return wire.Neighbours{}, false
 	}
