@@ -77,6 +77,19 @@ func (t *tally) deliver(id member.ID, tag wire.Tag) {
 	t.last[tag] = time.Now()
 }
 
+// await waits until a broadcast has reached as many members as it should, and a second more for copies.
+func (t *tally) await(tag wire.Tag, members int, limit time.Duration) {
+	for end := time.Now().Add(limit); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		t.mu.Lock()
+		reached := len(t.arrived[tag])
+		t.mu.Unlock()
+		if reached >= members {
+			time.Sleep(time.Second)
+			return
+		}
+	}
+}
+
 // close ends the engines.
 func (t *tally) close() {
 	for _, stop := range t.stop {
@@ -105,7 +118,7 @@ func (s *simulation) broadcasts(ctx context.Context, r *ringtest.Swarm, t *tally
 		if err != nil {
 			return fmt.Errorf("broadcast: %w", err)
 		}
-		time.Sleep(10 * time.Second)
+		t.await(tag, len(live)-1, 10*time.Second)
 		t.mu.Lock()
 		delays = append(delays, t.last[tag].Sub(start))
 		for _, times := range t.arrived[tag] {

@@ -63,7 +63,7 @@ func (s *simulation) growth(ctx context.Context, size int) error {
 			return err
 		}
 		s.figures.Judge(section, "all neighbours known after the last join", ms(took), "≤ 2 s", took <= 2*time.Second)
-		time.Sleep(20 * time.Second) // for fingers
+		time.Sleep(10 * time.Second) // for fingers, and until they are at rest
 		s.idle(r, section)
 		if err := s.lookups(ctx, r, section); err != nil {
 			return err
@@ -110,7 +110,7 @@ func grow(ctx context.Context, r *ringtest.Swarm, size int) (joins []time.Durati
 
 // idle measures what members that have nothing to do send.
 func (s *simulation) idle(r *ringtest.Swarm, section string) {
-	const span = 10 * time.Second
+	const span = 5 * time.Second // each compares its lists once
 	before := r.Net.Stats()
 	time.Sleep(span)
 	sent := r.Net.Stats().Sub(before)
@@ -124,7 +124,7 @@ func (s *simulation) lookups(ctx context.Context, r *ringtest.Swarm, section str
 	var hops []int
 	var times []time.Duration
 	wrong, sum := 0, 0
-	for range 10 {
+	for range 5 {
 		var all sync.WaitGroup
 		for range 1000 {
 			all.Go(func() {
