@@ -350,12 +350,18 @@ type wiretap struct {
 // tap listens on a host's interface, for IPv4 only.
 func (n *relayNet) tap(host string, segment int) *wiretap {
 	n.t.Helper()
-	w := &wiretap{t: n.t}
-	if err := n.lab.Host(host).Do(func() (err error) {
-		w.conn, err = rawio.OpenFrameConn("seg"+strconv.Itoa(segment), rawio.FrameOptions{EtherType: 0x0800, Promiscuous: true})
+	return tap(n.t, n.lab.Host(host), "seg"+strconv.Itoa(segment))
+}
+
+// tap records what comes in by an interface.
+func tap(t *testing.T, host *lab.Host, iface string) *wiretap {
+	t.Helper()
+	w := &wiretap{t: t}
+	if err := host.Do(func() (err error) {
+		w.conn, err = rawio.OpenFrameConn(iface, rawio.FrameOptions{EtherType: 0x0800, Promiscuous: true})
 		return err
 	}); err != nil {
-		n.t.Fatal(err)
+		t.Fatal(err)
 	}
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -378,7 +384,7 @@ func (n *relayNet) tap(host string, segment int) *wiretap {
 			}
 		}
 	}()
-	n.t.Cleanup(func() {
+	t.Cleanup(func() {
 		close(stop)
 		<-stopped
 		w.conn.Close()

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -29,6 +30,99 @@ type swarmNet struct {
 func newSwarmNet(t *testing.T, file string) *swarmNet {
 	t.Helper()
 	return &swarmNet{t: t, lab: lab.New(t, lab.MustParse(file))}
+}
+
+// wiresTo makes hosts with wires to a router, which can be cut.
+func wiresTo(router string, hosts ...string) string {
+	var file strings.Builder
+	for _, h := range hosts {
+		fmt.Fprintf(&file, "[host.%s]\n[[wire]]\nends = [\"%s\", \"%s\"]\nadjustable = true\n", h, h, router)
+	}
+	return file.String()
+}
+
+// homeAt makes a host behind a NAT of some kind at a router: x is behind nat-x. All homes use the same private addresses.
+func homeAt(router, x, kind string) string {
+	return fmt.Sprintf("[host.%[1]s]\n[nat.nat-%[1]s]\noutside = \"%[2]s\"\n%[3]s\n"+
+		"[[wire]]\nends = [\"nat-%[1]s\", \"%[1]s\"]\nsubnets = [\"192.168.1.0/24\"]\n[[wire]]\nends = [\"%[2]s\", \"nat-%[1]s\"]\n", x, router, kind)
+}
+
+// cut lets nothing pass a wire, or mends it.
+func (n *swarmNet) cut(a, b string, loss float64) {
+	n.t.Helper()
+	w, err := n.lab.Wire(a, b)
+	if err == nil {
+		err = w.Set(lab.Impairment{Loss: loss})
+	}
+	if err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// public starts a member on a host that everyone reaches.
+func (n *swarmNet) public(host string, flags ...string) *swarmNode {
+	n.t.Helper()
+	return n.node(host, append([]string{"--listen", n.entry(host)}, flags...)...)
+}
+
+// entry is the address of the member on a host.
+func (n *swarmNet) entry(host string) string {
+	return n.lab.Host(host).Addr().String() + ":" + swarmPort
+}
+
+// members starts members on hosts that everyone reaches, the first of which the others join, and waits until they are a ring.
+func (n *swarmNet) members(hosts ...string) []*swarmNode {
+	n.t.Helper()
+	list := []*swarmNode{n.public(hosts[0])}
+	list[0].up()
+	for _, h := range hosts[1:] {
+		list = append(list, n.public(h, "--join", n.entry(hosts[0])))
+	}
+	for _, m := range list {
+		m.up()
+	}
+	n.ring(list)
+	return list
+}
+
+// ring waits until members, and no others, are a ring in the order of their IDs, and gives how long that took.
+func (n *swarmNet) ring(members []*swarmNode) time.Duration {
+	n.t.Helper()
+	began := time.Now()
+	eventually(n.t, "a ring", func() bool {
+		states := make([]swarmLine, len(members))
+		for i, m := range members {
+			states[i] = m.state()
+		}
+		slices.SortFunc(states, func(a, b swarmLine) int { return strings.Compare(a.ID, b.ID) })
+		for i, s := range states {
+			next := states[(i+1)%len(states)]
+			if s.Leaf || s.Succ == nil || *s.Succ != next.Addr || next.Pred == nil || *next.Pred != s.Addr {
+				return false
+			}
+		}
+		return true
+	})
+	return time.Since(began)
+}
+
+// broadcast has a member broadcast, and holds that each of the others gets it once. It gives how long the last of them waited.
+func (n *swarmNet) broadcast(from *swarmNode, data string, to []*swarmNode) (last time.Duration) {
+	n.t.Helper()
+	began := time.Now()
+	from.do("bcast", map[string]any{"data": data})
+	for _, m := range to {
+		if m != from {
+			last = max(last, m.hears(data, "bcast", from).Sub(began))
+		}
+	}
+	time.Sleep(settled)
+	for _, m := range to {
+		if k := m.copies(data); m != from && k != 1 {
+			n.t.Errorf("%s heard %q %d times", m.host, data, k)
+		}
+	}
+	return last
 }
 
 // swarmPort is that of all members.
@@ -255,6 +349,42 @@ func (m *swarmNode) hears(data, kind string, from *swarmNode) (at time.Time) {
 	return at
 }
 
+// reaches sends to another member until that succeeds, and gives how long it took.
+func (m *swarmNode) reaches(other *swarmNode, data string) time.Duration {
+	m.t.Helper()
+	began := time.Now()
+	for i := 0; ; i++ {
+		text := fmt.Sprint(data, " ", i)
+		to := other.to(text) // its address may change
+		if m.try("send", to).OK {
+			other.until(text, func() bool {
+				return slices.ContainsFunc(other.heard, func(l swarmLine) bool { return l.Data == text })
+			})
+			return time.Since(began)
+		}
+		if time.Since(began) > patience {
+			m.t.Fatalf("%s does not reach %s, at %v", m.host, other.host, to)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// goes waits until the link from a member to another is of some kind, and gives how long that took.
+func (m *swarmNode) goes(other *swarmNode, how ...string) time.Duration {
+	m.t.Helper()
+	began := time.Now()
+	var last string
+	for !slices.Contains(how, last) {
+		if time.Since(began) > patience {
+			m.t.Errorf("the link from %s to %s is %q, want %q", m.host, other.host, last, how)
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+		last = m.how(other)
+	}
+	return time.Since(began)
+}
+
 // id is the member's ID as it was when it was ready.
 func (m *swarmNode) id() string {
 	if m.ready == nil {
@@ -285,4 +415,19 @@ func (m *swarmNode) how(other *swarmNode) string {
 		}
 	}
 	return ""
+}
+
+// terminate ends a member as a service manager does. It has to end well, and soon.
+func (m *swarmNode) terminate() {
+	m.t.Helper()
+	began := time.Now()
+	if err := m.Process.Signal(syscall.SIGTERM); err != nil {
+		m.t.Fatal(err)
+	}
+	if code := m.code(); code != 0 {
+		m.t.Errorf("%s ends with code %d", m.host, code)
+	}
+	if took := time.Since(began); took > 5*time.Second {
+		m.t.Errorf("%s takes %v to end", m.host, took)
+	}
 }
