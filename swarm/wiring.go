@@ -6,6 +6,7 @@ package swarm
 import (
 	"context"
 	"crypto/ed25519"
+	"errors"
 	"net/netip"
 	"time"
 
@@ -22,7 +23,7 @@ func (p *Peer) broadcastOptions() broadcast.Options {
 		Self:       p.contact,
 		Table:      func() []member.Contact { return p.node().Table() },
 		Neighbours: func() ([]member.Contact, []member.Contact) { return p.node().Neighbours() },
-		Leaves:     func() []member.Contact { return p.node().Snapshot().Leaves },
+		Leaves:     func() []member.Contact { return p.node().Leaves() },
 		Find: func(ctx context.Context, place member.ID) (member.Contact, error) {
 			f, err := p.lookup(ctx, place, lookupPlain)
 			return f.Owner, err
@@ -37,7 +38,12 @@ func (p *Peer) broadcastOptions() broadcast.Options {
 			_ = p.deliver(from, m.Payload, true)
 		},
 		Report: func(i broadcast.Incident) {
-			p.conflict(Conflict{Kind: "broadcast", Subject: i.Origin, Between: []Hash{i.From}})
+			if errors.Is(i.Err, broadcast.ErrConflict) || errors.Is(i.Err, broadcast.ErrForged) {
+				p.conflict(Conflict{Kind: "broadcast", Subject: i.Origin, Between: []Hash{i.From}})
+				return
+			}
+			p.counters.malformed.Add(1)
+			p.log.Warn("a member breaks the rules of broadcasts", "member", i.From.Short(), "error", i.Err, "refused", i.Refused)
 		},
 		Binding:   p.o.Binding,
 		Sign:      func(message []byte) []byte { return ed25519.Sign(p.identity.Private(), message) },
