@@ -204,8 +204,10 @@ func (c *control) ask(ctx context.Context, request []byte, accept func(packet []
 			if errors.Is(err, net.ErrClosed) {
 				return err
 			}
-			// An ICMP error about an earlier packet may come back from here as well.
-			return fmt.Errorf("%w: %w", ErrNoAnswer, err)
+			// An ICMP error about an earlier packet, of any exchange, may come back from here as well.
+			err = fmt.Errorf("%w: %w", ErrNoAnswer, err)
+			c.fail(err)
+			return err
 		}
 		retry := time.NewTimer(pause)
 		select {

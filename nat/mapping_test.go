@@ -362,3 +362,46 @@ func TestCloseWhileDown(t *testing.T) {
 		}
 	})
 }
+
+// When the gateway is found anew for one mapping, the others go on by the new way: also to be removed.
+func TestFoundAnew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		before, after := newFakeDoor(), newFakeDoor()
+		m := keeper(before)
+		var found atomic.Bool
+		find := m.find
+		m.find = func(ctx context.Context, all bool) (*site, error) {
+			found.Store(true)
+			s, err := find(ctx, all)
+			if err == nil {
+				s.doors = []door{after}
+			}
+			return s, err
+		}
+		first, err := m.Map(t.Context(), before.record(Request{InternalPort: 49610}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		second, err := m.Map(t.Context(), Request{Protocol: UDP, InternalPort: 49610})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := m.search(t.Context(), m.current(), false); err != nil || !found.Load() {
+			t.Fatal(err)
+		}
+		before.set(func() { before.down = true }) // its socket is closed
+		if err := second.Close(); err != nil {
+			t.Errorf("removed by the old way: %v", err)
+		}
+		time.Sleep(30 * time.Second)
+		if !after.forwards(TCP) || after.forwards(UDP) {
+			t.Errorf("by the new way: TCP %v, UDP %v", after.forwards(TCP), after.forwards(UDP))
+		}
+		if got := before.events(); len(got) != 1 || !strings.HasSuffix(got[0], "renewed 203.0.113.1:49610") {
+			t.Errorf("events: %q", got)
+		}
+		if err := first.Close(); err != nil || after.forwards(TCP) {
+			t.Errorf("close: %v", err)
+		}
+	})
+}
