@@ -164,14 +164,12 @@ func (s *swarmScene) close() {
 	s.closed = true
 	peers := s.locals
 	s.mu.Unlock()
-	var all sync.WaitGroup
-	for _, p := range peers {
-		all.Go(func() { p.Close() })
-	}
 	if s.watcher != nil {
 		s.watcher.Close()
 	}
-	all.Wait()
+	for _, p := range peers { // one by one: all at once would wait for each other's goodbye
+		p.Close()
+	}
 	s.wg.Wait()
 }
 
@@ -274,23 +272,15 @@ func (s *swarmScene) onTheirWay(now time.Time) []view.Dot {
 	return dots
 }
 
-// others gives the addresses of members to join, not the one itself, those in a ring first choice.
-func (s *swarmScene) others(r view.Ring, self swarm.Hash) []string {
-	var in, alone []string
+// others gives the addresses of members in a state, without the one itself.
+func (s *swarmScene) others(r view.Ring, self swarm.Hash, state view.State) []string {
+	var addresses []string
 	for _, m := range r.Members {
-		if _, err := netip.ParseAddrPort(m.Label); err != nil || m.ID == self || m.State == view.Silent {
-			continue
-		}
-		if m.State == view.InRing {
-			in = append(in, m.Label)
-		} else {
-			alone = append(alone, m.Label)
+		if _, err := netip.ParseAddrPort(m.Label); err == nil && m.ID != self && m.State == state {
+			addresses = append(addresses, m.Label)
 		}
 	}
-	if len(in) > 0 {
-		return in
-	}
-	return alone
+	return addresses
 }
 
 // add starts a member, and lets it join a random one.
@@ -304,7 +294,10 @@ func (s *swarmScene) add(ctx context.Context, r view.Ring) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	others := s.others(r, p.ID())
+	others := s.others(r, p.ID(), view.InRing)
+	if len(others) == 0 {
+		others = s.others(r, p.ID(), view.Alone)
+	}
 	if len(others) == 0 {
 		return fmt.Sprintf("%s is here, alone", p.Addr()), nil
 	}
@@ -330,31 +323,29 @@ func (s *swarmScene) joinTo(ctx context.Context, p *swarm.Peer, address string) 
 	return fmt.Sprintf("%s joined %s in %v", p.Addr(), address, time.Since(began).Round(time.Microsecond)), nil
 }
 
-// joinAll lets every local member that is alone join a random other one.
+// joinAll lets every local member that is alone join a random one that is not: so that there is one ring in the end.
 func (s *swarmScene) joinAll(ctx context.Context, r view.Ring) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	began, joined := time.Now(), 0
-	reachable := s.others(r, swarm.Hash{})
+	var alone []*swarm.Peer
 	for _, p := range s.peers() {
-		if p.State().Connected || hasCompany(p.State()) {
-			continue
+		if !hasCompany(p.State()) {
+			alone = append(alone, p)
 		}
-		var others []string
-		for _, o := range reachable {
-			if o != p.Addr().String() {
-				others = append(others, o)
-			}
-		}
-		if len(others) == 0 {
-			continue
-		}
-		if err := p.Connect(ctx, others[rand.N(len(others))]); err != nil {
+	}
+	rand.Shuffle(len(alone), func(i, j int) { alone[i], alone[j] = alone[j], alone[i] })
+	ring := s.others(r, swarm.Hash{}, view.InRing)
+	if len(ring) == 0 && len(alone) > 0 {
+		ring, alone = append(ring, alone[0].Addr().String()), alone[1:]
+	}
+	began := time.Now()
+	for _, p := range alone {
+		if err := p.Connect(ctx, ring[rand.N(len(ring))]); err != nil {
 			return "", err
 		}
-		joined++
+		ring = append(ring, p.Addr().String())
 	}
-	return fmt.Sprintf("%s joined in %v", count(joined, "member"), time.Since(began).Round(time.Millisecond)), nil
+	return fmt.Sprintf("%s joined in %v", count(len(alone), "member"), time.Since(began).Round(time.Millisecond)), nil
 }
 
 // lookup lets a member look up another's place.

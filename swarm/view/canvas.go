@@ -210,8 +210,10 @@ func (c *Canvas) member(r *Ring, m *Member, x, y int, a float64, n int, crowded 
 	case math.Abs(s) < 0.15:
 		c.text(x-len(label)/2, y-1, m.Label, style)
 	case s > 0:
+		c.set(x+1, y, Cell{Rune: ' '})
 		c.text(x+2, y, m.Label, style)
 	default:
+		c.set(x-1, y, Cell{Rune: ' '})
 		c.text(x-1-len(label), y, m.Label, style)
 	}
 }

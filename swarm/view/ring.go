@@ -117,7 +117,7 @@ func (r *Ring) sorted() []*Member {
 
 // tableMembers is up to how many members all links are drawn: above, only the selected member's, for the rest would be a ball
 // of wool.
-const tableMembers = 12
+const tableMembers = 8
 
 // links returns the lines to draw, the most important last.
 func (r *Ring) links(members []*Member) []link {
