@@ -188,8 +188,11 @@ func live(t *testing.T, seed uint64, script []byte) {
 	}
 	ring := &liar{random: rand.New(rand.NewPCG(seed, 7)), names: []member.Contact{
 		self, named(refB, member.Original), named(refC, member.Original), named(refD, member.Native), // who is dead
-		named(refAt(50008), member.Unknown), {ID: refAt(1).ID}, named(Ref{refAt(2).ID, netip.MustParseAddrPort("[2001:db8::1]:1")}, member.Native),
-		{ID: refAt(3).ID, Leaf: true, Addrs: []netip.AddrPort{refAt(3).Addr}}, named(Ref{refAt(4).ID, netip.MustParseAddrPort("0.0.0.0:4")}, member.Native),
+		named(refAt(50008), member.Unknown),
+		{ID: refAt(1).ID},
+		named(Ref{refAt(2).ID, netip.MustParseAddrPort("[2001:db8::1]:1")}, member.Native),
+		{ID: refAt(3).ID, Leaf: true, Addrs: []netip.AddrPort{refAt(3).Addr}},
+		named(Ref{refAt(4).ID, netip.MustParseAddrPort("0.0.0.0:4")}, member.Native),
 	}}
 	var g *Gateway
 	g = NewGateway(Options{

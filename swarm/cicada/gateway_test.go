@@ -227,8 +227,14 @@ func TestTexts(t *testing.T) {
 		from  member.ID
 		fresh bool
 	}{
-		{0, a, true}, {0, b, false}, {0, b, true}, {0, a, false}, {0, a, true},
-		{textLife + 1, a, true}, {textLife, a, true}, {0, b, false},
+		{0, a, true},
+		{0, b, false},
+		{0, b, true},
+		{0, a, false},
+		{0, a, true},
+		{textLife + 1, a, true},
+		{textLife, a, true},
+		{0, b, false},
 	}
 	tags := map[wire.Tag]bool{}
 	for i, s := range steps {
