@@ -277,7 +277,8 @@ func (p *Peer) carry(from *session, to Hash, in *link.Stream) error {
 		var out *link.Stream
 		var err error
 		if target == nil {
-			target, err = p.links.session(dialCtx, neighbour)
+			// By its addresses alone: else, when a member has died, all ask each other to carry circuits to it, and wait.
+			target, err = p.dialDirect(dialCtx, neighbour)
 		}
 		if err == nil {
 			out, err = target.Open(dialCtx, appendHeader(nil, header{kind: headerMet, from: from.contact}))
