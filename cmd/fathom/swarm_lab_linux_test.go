@@ -235,7 +235,6 @@ func swarmDeaths(t *testing.T) {
 	host := end(b.state().Hosts[0])
 	host.kill()
 	t.Logf("%s, host of b, is killed: a reaches b after %v", host.host, a.reaches(b, "again"))
-	t.Error("XXX")
 	t.Logf("and %s does after %v", ring[0].host, ring[0].reaches(b, "from a member"))
 	t.Logf("the ring is whole again %v later", n.ring(ring))
 
