@@ -83,10 +83,9 @@ func (mp *Mapping) Close() error {
 		mp.mapper.mu.Lock()
 		delete(mp.mapper.mappings, mp)
 		mp.mapper.mu.Unlock()
-		if !mp.lost {
-			if err := removeAll(context.Background(), mp.doorNow(), mp.leases); err != nil {
-				mp.closed = fmt.Errorf("unmap %v port %d: %w", mp.request.Protocol, mp.request.InternalPort, err)
-			}
+		// Also what is lost: the gateway may be back since the latest try.
+		if err := removeAll(context.Background(), mp.doorNow(), mp.leases); err != nil && !mp.lost {
+			mp.closed = fmt.Errorf("unmap %v port %d: %w", mp.request.Protocol, mp.request.InternalPort, err)
 		}
 		mp.release()
 	})
@@ -160,7 +159,7 @@ func (mp *Mapping) run() {
 		switch {
 		case mp.lost || mp.moved():
 			mp.regain(nil)
-		case woken || !time.Now().Before(renewAt):
+		case woken || due(renewAt):
 			mp.renew()
 		default:
 			if !mp.check() {
@@ -172,6 +171,13 @@ func (mp *Mapping) run() {
 			pause = firstPause
 		}
 	}
+}
+
+// due tells whether a time has come, by either clock: while a computer sleeps, the monotonic one does on some systems, and leases do
+// not; and the other one may be set.
+func due(at time.Time) bool {
+	now := time.Now()
+	return !now.Before(at) || !now.Round(0).Before(at.Round(0))
 }
 
 // settle keeps a pause before a renewal that somebody else asks for. It returns false if the mapping is closed meanwhile.
