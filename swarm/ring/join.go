@@ -18,9 +18,9 @@ import (
 )
 
 // Join takes the node's place in the ring that the entries are in, the first of which that answers leads there. Of an
-// entry the address is enough, if the transport can do with that. When it returns nil, the members beside the node
-// know of it, and lookups find it. All entries are remembered as bootstrap members. A leaf does not join: [Node.Run]
-// attaches it to hosts, which Join does once.
+// entry the address is enough, if the transport can do with that. Without entries the bootstrap members are asked, and
+// all entries are remembered as such. When it returns nil, the members on either side know of the node, and lookups find
+// it. A leaf does not join: [Node.Run] attaches it to hosts, which Join does once.
 //
 // Without a deadline in ctx it goes through the entries three times. The error wraps [ErrNoEntry].
 func (n *Node) Join(ctx context.Context, entries ...member.Contact) error {
@@ -29,6 +29,9 @@ func (n *Node) Join(ctx context.Context, entries ...member.Contact) error {
 	n.leaving = false
 	n.joining++
 	leaf := n.self.Leaf
+	if len(entries) == 0 {
+		entries = slices.Clone(n.bootstrap)
+	}
 	n.mu.Unlock()
 	defer func() {
 		n.mu.Lock()
@@ -44,6 +47,9 @@ func (n *Node) Join(ctx context.Context, entries ...member.Contact) error {
 			return fmt.Errorf("attach to hosts: %w", ErrNoEntry)
 		}
 		return nil
+	}
+	if len(entries) == 0 {
+		return fmt.Errorf("join: %w: none is known", ErrNoEntry)
 	}
 	_, patient := ctx.Deadline()
 	var errs []error
@@ -119,7 +125,11 @@ func (n *Node) isDisbelieved(id member.ID) bool {
 
 // successorThrough asks a member for the first one after the node's place.
 func (n *Node) successorThrough(ctx context.Context, via member.Contact) (member.Contact, error) {
-	limited, cancel := context.WithTimeout(ctx, patience)
+	wait := patience
+	if via.Dialect != member.Native {
+		wait = originalPatience // or it has to be found out first what it is
+	}
+	limited, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	found, err := call[wire.Found](limited, n, via, wire.Lookup{Key: n.table.self.After(0)})
 	if err != nil {
