@@ -7,7 +7,8 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"log"
+	"log/slog"
+	"os"
 
 	"github.com/seed5728abee/fathom/swarm"
 )
@@ -20,18 +21,18 @@ func Example() {
 	defer bob.Close()
 	for _, p := range []*swarm.Peer{alice, bob} {
 		if err := p.Bind(ctx, "127.0.0.1:0"); err != nil {
-			log.Fatal(err)
+			fail(err)
 		}
 	}
 	if err := bob.Connect(ctx, alice.Addr().String()); err != nil {
-		log.Fatal(err)
+		fail(err)
 	}
 	if err := alice.Send(ctx, swarm.ToAddrPort(bob.Addr()), []byte("hello")); err != nil {
-		log.Fatal(err)
+		fail(err)
 	}
 	m, err := bob.Recv(ctx)
 	if err != nil {
-		log.Fatal(err)
+		fail(err)
 	}
 	fmt.Printf("%s, from alice: %v\n", m.Data, m.From.ID == alice.ID())
 	// Output: hello, from alice: true
@@ -45,15 +46,15 @@ func ExamplePeer_Dial() {
 	defer client.Close()
 	for _, p := range []*swarm.Peer{server, client} {
 		if err := p.Bind(ctx, "127.0.0.1:0"); err != nil {
-			log.Fatal(err)
+			fail(err)
 		}
 	}
 	if err := client.Connect(ctx, server.Addr().String()); err != nil {
-		log.Fatal(err)
+		fail(err)
 	}
 	l, err := server.Listen("greeting")
 	if err != nil {
-		log.Fatal(err)
+		fail(err)
 	}
 	defer l.Close()
 	go func() {
@@ -65,10 +66,15 @@ func ExamplePeer_Dial() {
 	}()
 	c, err := client.Dial(ctx, swarm.ToID(server.ID()), "greeting")
 	if err != nil {
-		log.Fatal(err)
+		fail(err)
 	}
 	defer c.Close()
 	text, err := io.ReadAll(c)
 	fmt.Println(string(text), err)
 	// Output: good evening <nil>
+}
+
+func fail(err error) {
+	slog.Error("swarm", "error", err)
+	os.Exit(1)
 }

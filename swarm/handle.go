@@ -50,7 +50,7 @@ func (p *Peer) accept(ctx context.Context) {
 			}
 			// Out of descriptors, most likely: that passes as links end.
 			delay = min(max(2*delay, 5*time.Millisecond), time.Second)
-			p.log.Warn("accept", "error", err, "retry in", delay)
+			p.log.Warn("accept", "error", err, "retry_in", delay)
 			select {
 			case <-time.After(delay):
 			case <-ctx.Done():
@@ -124,7 +124,7 @@ func (p *Peer) welcome(ctx context.Context, conn net.Conn, settled func()) {
 	defer settled()
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
-	conn.SetReadDeadline(time.Now().Add(handshakeTimeout))
+	_ = conn.SetReadDeadline(time.Now().Add(handshakeTimeout)) // fails only when it is closed, and so does reading
 	rest, taken, err := p.reacher.punched(conn)
 	if taken {
 		return
@@ -139,7 +139,7 @@ func (p *Peer) welcome(ctx context.Context, conn net.Conn, settled func()) {
 		conn.Close()
 		return
 	}
-	conn.SetReadDeadline(time.Time{})
+	_ = conn.SetReadDeadline(time.Time{})
 	switch {
 	case first[0] == link.Magic:
 		p.welcomeNative(ctx, peeked, Direct, member.Contact{})
@@ -375,6 +375,7 @@ func (s *session) Message(_ *link.Session, payload []byte) error {
 	}
 	if copied {
 		switch s.peer.copies.see(s.contact.ID, tag, data) {
+		case copyNew:
 		case copyRepeated:
 			return nil
 		case copyDiffers:

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -140,12 +141,7 @@ func (p *Peer) bindLocked(ctx context.Context, address string) error {
 func (p *Peer) makeContact(external netip.AddrPort) member.Contact {
 	c := member.Contact{Dialect: member.Native, Key: p.identity.Public()}
 	add := func(a netip.AddrPort) {
-		if a.IsValid() && len(c.Addrs) < member.MaxAddrs {
-			for _, known := range c.Addrs {
-				if known == a {
-					return
-				}
-			}
+		if a.IsValid() && len(c.Addrs) < member.MaxAddrs && !slices.Contains(c.Addrs, a) {
 			c.Addrs = append(c.Addrs, a)
 		}
 	}
@@ -275,12 +271,9 @@ func (p *Peer) Connect(ctx context.Context, addresses ...string) error {
 }
 
 func (p *Peer) addEntryLocked(address string) {
-	for _, known := range p.entries {
-		if known == address {
-			return
-		}
+	if !slices.Contains(p.entries, address) {
+		p.entries = append(slices.Clip(p.entries), address)
 	}
-	p.entries = append(append([]string(nil), p.entries...), address)
 }
 
 // Disconnect leaves the swarm in good order: the neighbours close the gap at once. The peer stays bound, and can be

@@ -482,7 +482,7 @@ func (p *Peer) try(ctx context.Context, s *session, m wire.Try) wire.Message {
 	var wg sync.WaitGroup
 	for i, a := range m.From.Addrs {
 		// Nobody is dialled but the host that asks: members are no means of attacking others.
-		if s.how != Direct || a.Addr() != remote && !(remote.IsLoopback() && p.reacher.isOwn(a.Addr())) {
+		if s.how != Direct || a.Addr() != remote && (!remote.IsLoopback() || !p.reacher.isOwn(a.Addr())) {
 			continue
 		}
 		wg.Go(func() {

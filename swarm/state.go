@@ -23,14 +23,14 @@ var lookupPlain ring.LookupOptions
 
 // counters of a peer.
 type counters struct {
-	sent, received, broadcasts       atomic.Uint64 // messages of the application
-	dropped                          atomic.Uint64 // messages for which the queue had no room
-	untrusted                        atomic.Uint64 // messages that Options.Trust refused
-	malformed, refused               atomic.Uint64 // messages, and connections, of strangers and members
-	conflicts                        atomic.Uint64
-	circuits                         atomic.Int64 // carried at the moment
-	circuitsCarried                  atomic.Uint64
-	punched, punchFailures, rejoined atomic.Uint64
+	sent, received, broadcasts atomic.Uint64 // messages of the application
+	dropped                    atomic.Uint64 // messages for which the queue had no room
+	untrusted                  atomic.Uint64 // messages that Options.Trust refused
+	malformed, refused         atomic.Uint64 // messages, and connections, of strangers and members
+	conflicts                  atomic.Uint64
+	circuits                   atomic.Int64 // carried at the moment
+	circuitsCarried            atomic.Uint64
+	punched, punchFailures     atomic.Uint64
 }
 
 // Counters are what a peer has counted since Bind.
@@ -169,7 +169,7 @@ func (p *Peer) Walk(ctx context.Context, visit func(Neighbourhood) bool) error {
 		start = list[0].ID
 	}
 	next, passed := list[0], self.ID
-	for steps := 0; steps < maxWalk; steps++ {
+	for steps := range maxWalk {
 		if steps > 0 && next.ID == start || next.ID == self.ID {
 			return nil
 		}

@@ -313,7 +313,7 @@ func splice(a, b *link.Stream) {
 			src.Close()
 			return
 		}
-		dst.CloseWrite()
+		_ = dst.CloseWrite() // when it has ended, there is nobody to tell
 	}
 	go func() {
 		defer close(done)

@@ -327,9 +327,3 @@ func (w *process) kill() {
 	_ = w.cmd.Process.Kill()
 	_ = w.cmd.Wait()
 }
-
-// stop has the peers leave, and ends the worker.
-func (w *process) stop() {
-	_ = w.in.Close()
-	_ = w.cmd.Wait()
-}
