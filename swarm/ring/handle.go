@@ -82,8 +82,9 @@ func (n *Node) handleNotify(from member.Contact, m wire.Notify) wire.Message {
 		n.misbehaved(from.ID)
 		return wire.Refused{Code: wire.Invalid, Reason: "not the sender's own contact, or not a valid one"}
 	}
+	rtt := n.t.RTT(from.ID)
 	n.mu.Lock()
-	n.insertLocked(m.From)
+	n.insertLocked(m.From, rtt)
 	if before := n.table.before; len(before) > 0 && before[0].contact.ID != from.ID &&
 		time.Since(before[0].heard) > n.o.Interval/4 && before[0].contact.Dialect == member.Native {
 		n.queueLocked(task{probe, before[0].contact})

@@ -132,7 +132,7 @@ func (n *Node) attach(ctx context.Context) time.Duration {
 	n.hosts = hosts
 	now := time.Now()
 	for _, h := range hosts {
-		n.table.insert(h, now)
+		n.table.insert(h, 0, now)
 	}
 	n.changed = now
 	n.mu.Unlock()

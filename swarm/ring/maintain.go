@@ -334,13 +334,14 @@ func (n *Node) accept(c member.Contact, a wire.Neighbours) error {
 		n.misbehaved(c.ID)
 		return err
 	}
+	rtt := n.t.RTT(a.Self.ID)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if a.Self.Leaf {
 		n.dropLocked(a.Self.ID)
 		return wire.ErrUnreachable
 	}
-	n.insertLocked(a.Self)
+	n.insertLocked(a.Self, rtt)
 	return nil
 }
 

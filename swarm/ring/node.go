@@ -62,7 +62,7 @@ func New(self member.Contact, t wire.Transport, o Options) *Node {
 	o = o.withDefaults()
 	n := &Node{
 		o: o, t: t, wake: make(chan struct{}, 1), self: self,
-		table:  table{self: self.ID, length: o.Neighbours, rtt: t.RTT},
+		table:  table{self: self.ID, length: o.Neighbours},
 		random: rand.New(o.Random), //nolint:gosec // which members to try first is no secret
 		failed: map[member.ID]time.Time{}, leaves: map[member.ID]*leaf{}, busy: map[member.ID]bool{},
 	}
@@ -120,8 +120,9 @@ func (n *Node) Learn(c member.Contact) {
 	if c.Dialect == member.Unknown || c.Leaf || c.Verify(n.o.Binding) != nil {
 		return
 	}
+	rtt := n.t.RTT(c.ID)
 	n.mu.Lock()
-	n.insertLocked(c)
+	n.insertLocked(c, rtt)
 	n.mu.Unlock()
 	n.kick()
 }
@@ -194,14 +195,14 @@ func (n *Node) neighbours() wire.Neighbours {
 }
 
 // insertLocked takes a member that has spoken for itself into the table.
-func (n *Node) insertLocked(c member.Contact) {
+func (n *Node) insertLocked(c member.Contact, rtt time.Duration) {
 	if c.Leaf || n.self.Leaf && c.Dialect != member.Native || n.leaving || n.behaviour.banned(c.ID, time.Now()) {
 		return
 	}
 	now := time.Now()
 	delete(n.failed, c.ID)
 	n.memory.forget(c.ID)
-	if n.table.insert(c, now) {
+	if n.table.insert(c, rtt, now) {
 		n.changed, n.urgent = now, n.urgent || n.isNextLocked(c.ID)
 		n.handover.due = true
 	}

@@ -13,9 +13,10 @@ import (
 // An entry is a member in the table: one that has spoken for itself. Its fields are guarded by the node's mutex.
 type entry struct {
 	contact member.Contact
-	heard   time.Time // when it last proved to be alive
-	asked   time.Time // an original: when its state was last asked for
-	suspect bool      // it did not answer; a probe is on its way
+	rtt     time.Duration // when it was last inserted; 0: not known
+	heard   time.Time     // when it last proved to be alive
+	asked   time.Time     // an original: when its state was last asked for
+	suspect bool          // it did not answer; a probe is on its way
 }
 
 // A finger is the entry that stands for the members from 2^level to 2^(level+1) away.
@@ -30,7 +31,6 @@ type finger struct {
 type table struct {
 	self              member.ID
 	length            int // of each list of neighbours
-	rtt               func(member.ID) time.Duration
 	after, before     []*entry
 	forward, backward []finger
 }
@@ -76,7 +76,7 @@ func (t *table) all() []*entry {
 }
 
 // insert puts a member that has spoken for itself where it fits. It reports whether it is a new neighbour.
-func (t *table) insert(c member.Contact, now time.Time) (neighbour bool) {
+func (t *table) insert(c member.Contact, rtt time.Duration, now time.Time) (neighbour bool) {
 	if c.ID == t.self {
 		return false
 	}
@@ -85,6 +85,9 @@ func (t *table) insert(c member.Contact, now time.Time) (neighbour bool) {
 		e = &entry{}
 	}
 	e.contact, e.heard, e.suspect = c, now, false
+	if rtt > 0 {
+		e.rtt = rtt
+	}
 	pushedOut, in := t.put(&t.after, e, t.ahead)
 	if pushedOut != nil {
 		t.offer(pushedOut)
@@ -117,26 +120,40 @@ func (t *table) put(list *[]*entry, e *entry, distance func(member.ID) member.ID
 	return pushedOut, true
 }
 
-// offer makes an entry a finger where there is none, or where it is nearer to the place that the finger is for: 2^level
-// ahead, and 2^(level+1) back, as lookups come to their key from the far side.
+// offer makes an entry a finger where there is none, or where it suits better. The place for a finger is 2^level ahead,
+// and 2^(level+1) back, as lookups come to their key from the far side.
 func (t *table) offer(e *entry) {
 	if e.contact.Dialect == member.Original {
 		return // they are slow, and know few others
 	}
-	t.forward = offerTo(t.forward, t.ahead(e.contact.ID).Log2(), e, func(now member.ID) bool {
-		return t.ahead(e.contact.ID).Compare(t.ahead(now)) < 0
-	})
-	t.backward = offerTo(t.backward, t.back(e.contact.ID).Log2(), e, func(now member.ID) bool {
-		return t.back(e.contact.ID).Compare(t.back(now)) > 0
-	})
+	if level := t.ahead(e.contact.ID).Log2(); level >= 0 {
+		place := t.self.After(level)
+		t.forward = offerTo(t.forward, level, e, place.Distance)
+	}
+	if level := t.back(e.contact.ID).Log2(); level >= 0 {
+		place := t.self // once around
+		if level < member.Bits-1 {
+			place = t.self.Before(level + 1)
+		}
+		t.backward = offerTo(t.backward, level, e, place.Distance)
+	}
 }
 
-func offerTo(list []finger, level int, e *entry, better func(than member.ID) bool) []finger {
+// offerTo puts an entry into a list of fingers, where it is nearer to the finger's place than the one there is. Members
+// close to the place, by a sixteenth of what the finger covers, are equals: of those the one with the shorter round
+// trip suits better.
+func offerTo(list []finger, level int, e *entry, distance func(member.ID) member.ID) []finger {
 	i, found := slices.BinarySearchFunc(list, level, func(f finger, level int) int { return f.level - level })
 	if !found {
 		return slices.Insert(list, i, finger{level, e})
 	}
-	if better(list[i].entry.contact.ID) {
+	now := list[i].entry
+	was, is := distance(now.contact.ID), distance(e.contact.ID)
+	better := is.Compare(was) < 0
+	if max(was.Log2(), is.Log2()) < level-4 && now.rtt > 0 && e.rtt > 0 {
+		better = e.rtt < now.rtt*3/4 // links vary: a little is no reason to change
+	}
+	if better {
 		list[i].entry = e
 	}
 	return list

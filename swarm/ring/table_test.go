@@ -40,7 +40,7 @@ func TestTableAgainstModel(t *testing.T) {
 				}
 			} else {
 				fits := tab.fits(id)
-				neighbour := tab.insert(member.Contact{ID: id, Dialect: member.Native}, time.Time{})
+				neighbour := tab.insert(member.Contact{ID: id, Dialect: member.Native}, 0, time.Time{})
 				if fits != neighbour {
 					t.Fatalf("%s fits: %v, became a neighbour: %v", id.Short(), fits, neighbour)
 				}
@@ -121,7 +121,7 @@ func checkNext(t *rapid.T, tab *table, key member.ID) {
 func BenchmarkNext(b *testing.B) {
 	tab := table{self: simnet.Contact(0).ID, length: 8}
 	for i := range 10000 {
-		tab.insert(simnet.Contact(1+i), time.Time{})
+		tab.insert(simnet.Contact(1+i), 0, time.Time{})
 	}
 	key := member.HashOf("key")
 	b.ReportAllocs()
@@ -133,10 +133,49 @@ func BenchmarkNext(b *testing.B) {
 func TestNextDoesNotAllocate(t *testing.T) {
 	tab := table{self: simnet.Contact(0).ID, length: 8}
 	for i := range 1000 {
-		tab.insert(simnet.Contact(1+i), time.Time{})
+		tab.insert(simnet.Contact(1+i), 0, time.Time{})
 	}
 	key := member.HashOf("key")
 	if n := testing.AllocsPerRun(100, func() { tab.next(key, false, nil) }); n > 0 {
 		t.Errorf("%v allocations", n)
+	}
+}
+
+// TestFingersByProximity holds that of members equally well placed the quicker one is the finger.
+func TestFingersByProximity(t *testing.T) {
+	var self member.ID
+	tab := table{self: self, length: 1}
+	at := func(level int, more uint8) (id member.ID) {
+		id = self.After(level)
+		id[31] = more
+		return id
+	}
+	const level = 200
+	insert := func(more uint8, rtt time.Duration) {
+		tab.insert(member.Contact{ID: at(level, more), Dialect: member.Native}, rtt, time.Time{})
+	}
+	tab.insert(member.Contact{ID: self.After(0), Dialect: member.Native}, 0, time.Time{})
+	tab.insert(member.Contact{ID: self.Before(0), Dialect: member.Native}, 0, time.Time{})
+	for _, step := range []struct {
+		more uint8
+		rtt  time.Duration
+		want uint8
+	}{
+		{5, 100 * time.Millisecond, 5},
+		{6, 90 * time.Millisecond, 5}, // hardly quicker
+		{7, 50 * time.Millisecond, 7},
+		{4, 80 * time.Millisecond, 7}, // nearer to the place, but slower
+		{3, 0, 3},                     // not known how quick: the nearer one
+	} {
+		insert(step.more, step.rtt)
+		if len(tab.forward) == 0 || tab.forward[len(tab.forward)-1].entry.contact.ID != at(level, step.want) {
+			t.Fatalf("after %d: %v", step.more, tab.forward)
+		}
+	}
+	far := self.After(level)
+	far[7] |= 0x80 // half way to the next place: not an equal, however quick
+	tab.insert(member.Contact{ID: far, Dialect: member.Native}, time.Millisecond, time.Time{})
+	if tab.forward[len(tab.forward)-1].entry.contact.ID != at(level, 3) {
+		t.Errorf("a quick member far from the place was taken: %v", tab.forward)
 	}
 }
