@@ -32,7 +32,7 @@ func main() {
 	// Simulated time comes from package testing, which takes its own options from the command line.
 	testing.Init()
 	_ = flag.CommandLine.Parse(nil) // there are none
-	debug.SetGCPercent(400) // memory is for time here
+	debug.SetGCPercent(400)         // memory is for time here
 	if err := s.run(context.Background(), regexp.MustCompile(*only)); err != nil {
 		fmt.Fprintln(os.Stderr, "simswarm:", err)
 		os.Exit(1)
