@@ -13,7 +13,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -369,11 +368,11 @@ const linger = 3 * time.Millisecond
 const maxArrivals = 128
 
 func (c *meshConn) run(ctx context.Context) error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	stop := context.AfterFunc(ctx, c.poller.Wake)
 	defer stop()
-	c.poller.SetLinger(linger)
+	if err := c.poller.SetLinger(linger); err != nil {
+		return err
+	}
 	incoming := make([]rawio.Incoming, maxArrivals)
 	arrivals := make([]arrival, maxArrivals)
 	w := c.worker
