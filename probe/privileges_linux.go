@@ -4,7 +4,11 @@
 package probe
 
 import (
+	"errors"
 	"fmt"
+	"os"
+	"regexp"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 	"kernel.org/pub/linux/libs/security/libcap/cap"
@@ -15,7 +19,14 @@ import (
 // files is left. A prober that is open keeps working, since its sockets are. Only
 // a routing mark needs a capability at the moment of sending: keepMark leaves CAP_NET_RAW, which
 // suffices from Linux 5.17 on, if the process has it.
+//
+// In a program built with cgo it is an error, and nothing is dropped, if /proc is not mounted or shows another PID namespace.
 func DropPrivileges(keepMark bool) error {
+	if threadsFromProc {
+		if err := checkProc(); err != nil {
+			return fmt.Errorf("find the threads of the process: %w", err)
+		}
+	}
 	set := cap.NewSet()
 	if keepMark {
 		has, err := cap.GetProc().GetFlag(cap.Permitted, cap.NET_RAW)
@@ -38,4 +49,23 @@ func DropPrivileges(keepMark bool) error {
 		return fmt.Errorf("give up new privileges: %w", err)
 	}
 	return nil
+}
+
+var errForeignProc = errors.New("/proc is not that of this PID namespace, and a program built with cgo finds its threads there: mount it, or build with CGO_ENABLED=0")
+
+// nsPID is the line of /proc/PID/status with the numbers of a process, from that in the namespace of /proc to that in its own.
+var nsPID = regexp.MustCompile(`(?m)^NSpid:\t(.+)$`)
+
+// checkProc makes sure that /proc/PID, with the number that the process has for itself, is the process. Where /proc shows another PID
+// namespace, as to a process that was started with CLONE_NEWPID and mounted nothing, it is a stranger. libcap (psx.c) would
+// wait for the stranger's threads for ever, or leave those of this process what they should lose.
+func checkProc() error {
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return fmt.Errorf("%w: %w", errForeignProc, err)
+	}
+	if m := nsPID.FindSubmatch(status); m != nil && string(m[1]) != strconv.Itoa(os.Getpid()) {
+		return errForeignProc
+	}
+	return nil // a kernel without PID namespaces has no such line
 }

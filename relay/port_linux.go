@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
-	"runtime"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -37,6 +36,7 @@ type port struct {
 
 	info    rawio.InterfaceState
 	ring    *rawio.FrameConn // nil while the interface is not there
+	watched int              // the poller's index of it
 	emitter *rawio.Emitter
 	groups  io.Closer
 	backlog backlog
@@ -65,11 +65,11 @@ func newPort(e *engine, name string, number uint32) (*port, error) {
 }
 
 func (p *port) run(ctx context.Context) error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	stop := context.AfterFunc(ctx, p.poller.Wake)
 	defer stop()
-	p.poller.SetLinger(linger)
+	if err := p.poller.SetLinger(linger); err != nil {
+		return err
+	}
 	for ctx.Err() == nil {
 		now := time.Now()
 		if p.changed.Swap(false) || p.ring == nil && now.After(p.retry) {
@@ -248,7 +248,7 @@ func (p *port) openSockets() (err error) {
 		}
 	}
 	p.ring, p.emitter, p.groups = ring, emitter, joined
-	p.poller.Add(ring.FD(), rawio.Readable)
+	p.watched = p.poller.Add(ring.FD(), rawio.Readable)
 	s.emitMu.Lock()
 	s.emitter = &kernelEmitter{emitter, p.writable}
 	s.emitMu.Unlock()
@@ -281,7 +281,7 @@ func (p *port) shut() {
 	if stats, err := p.ring.Stats(); err == nil {
 		p.lost += stats.Dropped
 	}
-	p.poller.Remove(0) // the only one
+	p.poller.Remove(p.watched)
 	// What cannot be closed is gone.
 	_ = p.ring.Close()
 	_ = p.emitter.Close()
@@ -334,9 +334,9 @@ func (k *kernelEmitter) emit(packets [][]byte) (failed int, last error) {
 			return failed + len(packets), drop.QueueFull
 		}
 		patient = n > 0
-		k.writable.Add(k.FD(), rawio.Writable)
+		watched := k.writable.Add(k.FD(), rawio.Writable)
 		err = k.writable.Wait(emitPatience)
-		k.writable.Remove(0)
+		k.writable.Remove(watched)
 		if err != nil {
 			return failed + len(packets), err
 		}

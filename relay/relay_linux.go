@@ -13,7 +13,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -368,18 +367,24 @@ const linger = 3 * time.Millisecond
 // maxArrivals is how many datagrams of the mesh are decided on at once: what a merged one can hold, twice.
 const maxArrivals = 128
 
+// fewArrivals are what came one by one. To ask again whether there is more costs a system call; the wait tells as well.
+const fewArrivals = 16
+
 func (c *meshConn) run(ctx context.Context) error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	stop := context.AfterFunc(ctx, c.poller.Wake)
 	defer stop()
-	c.poller.SetLinger(linger)
+	if err := c.poller.SetLinger(linger); err != nil {
+		return err
+	}
 	incoming := make([]rawio.Incoming, maxArrivals)
 	arrivals := make([]arrival, maxArrivals)
 	w := c.worker
+	var next time.Time // when there is something to do
 	for ctx.Err() == nil {
 		now := time.Now()
-		next := w.tick(now)
+		if !now.Before(next) {
+			next = w.tick(now)
+		}
 		if now.Sub(c.counted) >= countInterval {
 			c.count(now)
 		}
@@ -396,12 +401,13 @@ func (c *meshConn) run(ctx context.Context) error {
 			}
 			now = time.Now()
 			w.receive(arrivals[:n], now)
-			if !now.Before(next) {
+			if n < fewArrivals || !now.Before(next) {
 				break
 			}
 		}
-		// What was received may have brought the next thing to do forward.
-		if wait := time.Until(earlier(next, c.engine.mesh.Deadline())); wait > 0 {
+		// What was received, or set from elsewhere, may have brought the next thing to do forward.
+		next = earlier(next, c.engine.mesh.Deadline())
+		if wait := time.Until(next); wait > 0 {
 			if err := c.poller.Wait(wait); err != nil {
 				return err
 			}

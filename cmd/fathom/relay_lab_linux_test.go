@@ -993,7 +993,12 @@ func relayProcess(t *testing.T) {
 	}{{"SIGTERM", syscall.SIGTERM, false}, {"SIGINT", syscall.SIGINT, false}, {"SIGTERM to process 1", syscall.SIGTERM, true}, {"SIGINT to process 1", syscall.SIGINT, true}} {
 		c := n.command("r1", nil, "-t", "seg1", "--other-relays", n.addr("r2", 2).String())
 		if tt.first {
-			c.SysProcAttr.Cloneflags |= syscall.CLONE_NEWPID
+			// With a /proc of its own, as there, and seen by nobody else.
+			const start = `mount --make-rprivate / && mount -t proc proc /proc; exec "$@"`
+			env := c.Env
+			c = n.lab.Host("r1").Command(context.Background(), "sh", append([]string{"-c", start, "sh"}, c.Args...)...)
+			c.Env = env
+			c.SysProcAttr.Cloneflags |= syscall.CLONE_NEWPID | syscall.CLONE_NEWNS
 		}
 		p := startProcess(t, tt.name, c)
 		n.awaitPort("r1", relayMeshPort)

@@ -373,7 +373,9 @@ func runBare(host *lab.Host, ifname string, peers []netip.AddrPort) (*bare, erro
 		return nil, err
 	}
 	b.poller.Add(b.in.FD(), rawio.Readable)
-	b.poller.SetLinger(3 * time.Millisecond)
+	if err := b.poller.SetLinger(3 * time.Millisecond); err != nil {
+		return nil, errors.Join(err, b.in.Close(), b.out.Close(), b.poller.Close())
+	}
 	started := make(chan struct{})
 	defer func() { <-started }()
 	go func() {

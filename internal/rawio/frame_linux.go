@@ -193,15 +193,11 @@ func (c *FrameConn) Send(frames [][]byte) (n int, err error) {
 			c.iovs[i].Base = unsafe.SliceData(f)
 			c.iovs[i].SetLen(len(f))
 		}
-		sent, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, uintptr(c.fd),
-			uintptr(unsafe.Pointer(&c.msgs)), uintptr(len(batch)), unix.MSG_DONTWAIT, 0, 0)
-		if errno == unix.EINTR {
-			continue
-		}
+		sent, errno := sendmmsg(c.fd, c.msgs[:len(batch)])
 		if errno != 0 {
 			return n, fmt.Errorf("send frame on %s: %w", c.ifi.Name, errno)
 		}
-		n += int(sent) // fewer than asked: the next call reports why
+		n += sent // fewer than asked: the next call reports why
 	}
 	return n, nil
 }
@@ -212,12 +208,13 @@ func (c *FrameConn) Err() error {
 	if c.closed.Load() {
 		return net.ErrClosed
 	}
-	e, err := unix.GetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_ERROR)
-	if err == nil && e != 0 {
-		err = unix.Errno(e)
+	var pending int32
+	errno := getsockopt(c.fd, unix.SOL_SOCKET, unix.SO_ERROR, unsafe.Pointer(&pending), unsafe.Sizeof(pending))
+	if errno == 0 {
+		errno = unix.Errno(pending)
 	}
-	if err != nil {
-		return fmt.Errorf("interface %s: %w", c.ifi.Name, err)
+	if errno != 0 {
+		return fmt.Errorf("interface %s: %w", c.ifi.Name, errno)
 	}
 	return nil
 }
@@ -228,9 +225,9 @@ func (c *FrameConn) Stats() (FrameStats, error) {
 	if c.closed.Load() {
 		return c.stats, net.ErrClosed
 	}
-	s, err := unix.GetsockoptTpacketStats(c.fd, unix.SOL_PACKET, unix.PACKET_STATISTICS) // reading resets it
-	if err != nil {
-		return c.stats, fmt.Errorf("statistics of %s: %w", c.ifi.Name, err)
+	var s unix.TpacketStats
+	if errno := getsockopt(c.fd, unix.SOL_PACKET, unix.PACKET_STATISTICS, unsafe.Pointer(&s), unsafe.Sizeof(s)); errno != 0 { // reading resets it
+		return c.stats, fmt.Errorf("statistics of %s: %w", c.ifi.Name, errno)
 	}
 	c.stats.Received += uint64(s.Packets - s.Drops) // Packets counts the dropped ones too
 	c.stats.Dropped += uint64(s.Drops)

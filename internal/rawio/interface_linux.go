@@ -25,8 +25,8 @@ type InterfaceState struct {
 	MAC [6]byte
 	// MTU is the length of the longest IP packet, in bytes.
 	MTU int
-	// Up is what the administrator wants, Running whether frames go through: the cable is in, the peer is up.
-	Up, Running bool
+	// Up is what the administrator wants. Frames may not go through all the same: the cable is out, the peer is down.
+	Up bool
 	// Prefixes are its addresses, each with the length of its network, IPv4 first.
 	Prefixes []netip.Prefix
 	// Broadcasts are the directed broadcast addresses: those that are configured first, then the last of each
@@ -46,7 +46,7 @@ func LookupInterface(name string) (InterfaceState, error) {
 	a := link.Attrs()
 	s := InterfaceState{
 		Name: a.Name, Index: a.Index, MTU: a.MTU,
-		Up: a.RawFlags&unix.IFF_UP != 0, Running: a.RawFlags&unix.IFF_RUNNING != 0,
+		Up: a.RawFlags&unix.IFF_UP != 0,
 	}
 	if len(a.HardwareAddr) == len(s.MAC) {
 		s.MAC = [6]byte(a.HardwareAddr)

@@ -34,7 +34,8 @@ const (
 // timers to a millisecond and costs a goroutine switch per event. An engine
 // that paces packets has few descriptors and wants neither, so it locks its
 // goroutine to a thread ([runtime.LockOSThread], [SetTimerSlack]) and sleeps
-// here, in one ppoll(2).
+// here, in one ppoll(2). An engine that may have nothing to do for long wants
+// [Poller.SetLinger].
 //
 // All methods but Wake belong to one goroutine. No method allocates, except Add.
 type Poller struct {
@@ -43,8 +44,9 @@ type Poller struct {
 	n    int // descriptors ready after the last Wait, the eventfd not counted
 	ts   unix.Timespec
 
-	linger time.Duration // see SetLinger
-	quick  int           // so many Waits before this one found a descriptor ready within linger
+	linger  time.Duration // see SetLinger
+	quick   int           // so many Waits before this one found a descriptor ready within linger
+	parking *parking      // nil without linger
 
 	// state lets Wake skip the system call unless the owner sleeps.
 	state atomic.Int32
@@ -85,7 +87,12 @@ func (p *Poller) Add(fd int, events Events) (index int) {
 }
 
 // SetEvents changes what index is watched for; 0 leaves Errored only.
-func (p *Poller) SetEvents(index int, events Events) { p.fds[index].Events = int16(events) }
+func (p *Poller) SetEvents(index int, events Events) {
+	p.fds[index].Events = int16(events)
+	if p.parking != nil {
+		p.parking.disarm(index)
+	}
+}
 
 // Remove forgets the descriptor at index.
 func (p *Poller) Remove(index int) {
@@ -94,6 +101,9 @@ func (p *Poller) Remove(index int) {
 	}
 	p.fds[index] = unix.PollFd{Fd: -1}
 	p.free = append(p.free, index)
+	if p.parking != nil {
+		p.parking.remove(index)
+	}
 }
 
 // Wait sleeps until a descriptor is ready, Wake is called or timeout has
@@ -138,7 +148,11 @@ func (p *Poller) wait(fds []unix.PollFd, timeout time.Duration) error {
 			timeout -= first
 		}
 	}
-	if !lingered {
+	switch {
+	case lingered:
+	case p.parking != nil && timeout != 0 && len(fds) == len(p.fds):
+		n, err = p.parking.wait(fds, timeout)
+	default:
 		n, err = p.sleep(fds, timeout)
 	}
 	p.state.Store(pollerRunning)
@@ -200,11 +214,24 @@ func (p *Poller) hold(fds []unix.PollFd, timeout time.Duration) (int, error) {
 const quickEnough = 4
 
 // SetLinger makes Wait, after some that found a descriptor ready within d, keep the processor that the runtime has lent
-// to the goroutine for up to d, before it sleeps without. The runtime's monitor need not take the processor away
-// then, and be woken to watch, for each packet: that is a third of what a packet costs that comes alone. The price is that
-// other goroutines have a processor less for d after each packet, so that d should be a few times the interval of the
-// packets that are worth it, and GOMAXPROCS more than the number of pollers that linger. Default 0: not at all.
-func (p *Poller) SetLinger(d time.Duration) { p.linger = d }
+// to the goroutine for up to d. When nothing comes for longer, it waits through the runtime's own poller.
+//
+// So the runtime's monitor, a thread, sleeps while the Poller does. A wait of which the runtime knows but that is not its own
+// wakes the monitor each time, to take the processor away if it lasts: a third of a millisecond of work in all, ten times
+// what a packet costs that comes alone. The price of lingering is that other goroutines have a processor less
+// for d after each packet, so that d should be a few times the interval of the packets that are worth it, and GOMAXPROCS more than the
+// number of pollers that linger. The price of the runtime's poller are some microseconds until the goroutine goes on,
+// more if it is locked to a thread.
+//
+// It is called once, before the first Wait. A descriptor can then be added once, and has to be open in a Wait. Default: neither.
+func (p *Poller) SetLinger(d time.Duration) error {
+	parking, err := newParking()
+	if err != nil {
+		return err
+	}
+	p.linger, p.parking = d, parking
+	return nil
+}
 
 // drain resets the eventfd. A Wake that decided to write before the state was
 // reset may write after this; the next Wait then returns early, which is harmless.
@@ -247,7 +274,11 @@ func (p *Poller) Close() error {
 		return nil
 	}
 	p.closed = true
-	return unix.Close(p.wakeup)
+	err := unix.Close(p.wakeup)
+	if p.parking != nil {
+		err = errors.Join(err, p.parking.close())
+	}
+	return err
 }
 
 // SetTimerSlack sets how late the kernel may end the sleeps of the calling

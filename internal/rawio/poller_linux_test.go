@@ -211,6 +211,170 @@ func TestPollerClose(t *testing.T) {
 	}
 }
 
+// newLingering is a Poller that waits through the runtime's.
+func newLingering(t testing.TB) *Poller {
+	t.Helper()
+	p := newPoller(t)
+	if err := p.SetLinger(time.Millisecond); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// TestPollerParked: what a descriptor, a timeout and a Wake do to a Poller that waits through the runtime's.
+func TestPollerParked(t *testing.T) {
+	p := newLingering(t)
+	r, w := newPipe(t)
+	r2, w2 := newPipe(t)
+	i := p.Add(r, Readable)
+	wait := func(step string, timeout time.Duration, want ...int) {
+		t.Helper()
+		start := time.Now()
+		if err := p.Wait(timeout); err != nil {
+			t.Fatalf("%s: %v", step, err)
+		}
+		took := time.Since(start)
+		if len(want) == 0 && timeout < time.Minute && took < timeout || took > 20*time.Second {
+			t.Errorf("%s: Wait(%v) took %v", step, timeout, took)
+		}
+		var got []int
+		for index := range p.fds {
+			if index > 0 && p.Ready(index) {
+				got = append(got, index)
+			}
+		}
+		if !slices.Equal(got, want) || p.Count() != len(want) {
+			t.Errorf("%s: %v are ready, Count %d, want %v", step, got, p.Count(), want)
+		}
+	}
+	later := func(f func()) { time.AfterFunc(5*time.Millisecond, f) }
+	put := func(fd int) func() { return func() { unix.Write(fd, []byte{1}) } }
+	wait("nothing comes", 3*time.Millisecond)
+	later(put(w))
+	wait("something comes", time.Minute, i)
+	wait("it is still there", time.Minute, i)
+	put(w)()
+	wait("and more", time.Minute, i)
+	drainPipe(r)
+	wait("nothing any more", 3*time.Millisecond)
+	put(w)()
+	drainPipe(r)
+	wait("it was read before the wait", 3*time.Millisecond)
+	later(p.Wake)
+	wait("Wake", time.Minute)
+	p.Wake()
+	wait("Wake before", time.Minute)
+	wait("and no more", 3*time.Millisecond)
+
+	j := p.Add(r2, 0)
+	put(w2)()
+	wait("not wanted", 3*time.Millisecond)
+	p.SetEvents(j, Readable)
+	wait("wanted now", time.Minute, j)
+	put(w)()
+	wait("both", time.Minute, i, j)
+	p.Remove(i)
+	wait("one removed", time.Minute, j)
+	p.Remove(j)
+	wait("both removed", 3*time.Millisecond)
+	drainPipe(r2)
+	if again := p.Add(r2, Readable); again != i && again != j {
+		t.Errorf("Add gave index %d, want one of those that are free", again)
+	} else {
+		later(put(w2))
+		wait("added again, perhaps at the other's index", time.Minute, again)
+	}
+}
+
+func drainPipe(r int) {
+	var b [64]byte
+	for n := 1; n > 0; {
+		n, _ = unix.Read(r, b[:])
+	}
+}
+
+// TestPollerParkedMany: more are ready than the kernel tells at once.
+func TestPollerParkedMany(t *testing.T) {
+	p := newLingering(t)
+	r, w := newPipe(t)
+	for range 20 {
+		fd, err := unix.Dup(r) // in an epoll set, each descriptor once
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Close(fd) })
+		p.Add(fd, Readable)
+	}
+	unix.Write(w, []byte{1})
+	for range 3 {
+		if err := p.Wait(time.Minute); err != nil {
+			t.Fatal(err)
+		}
+		if p.Count() != 20 {
+			t.Errorf("%d are ready, want 20", p.Count())
+		}
+	}
+}
+
+// TestPollerParkedStream passes a token to and fro, now with pauses and now without: no arrival may be missed between the ways to wait.
+func TestPollerParkedStream(t *testing.T) {
+	p := newLingering(t)
+	r, w := newPipe(t)
+	back, answer := newPipe(t)
+	p.Add(r, Readable)
+	const rounds = 3000
+	var other sync.WaitGroup
+	other.Go(func() {
+		sender, err := NewPoller()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer sender.Close()
+		sender.Add(back, Readable)
+		for i := range rounds {
+			if i%100 < 6 {
+				time.Sleep(time.Duration(i%4) * 700 * time.Microsecond)
+			}
+			unix.Write(w, []byte{1})
+			if sender.Wait(20*time.Second) != nil || sender.Count() == 0 {
+				t.Errorf("no answer to %d", i)
+				return
+			}
+			drainPipe(back)
+		}
+	})
+	for i := range rounds {
+		if err := p.Wait(20 * time.Second); err != nil {
+			t.Fatal(err)
+		}
+		if p.Count() != 1 {
+			t.Errorf("token %d did not arrive", i)
+			break
+		}
+		drainPipe(r)
+		unix.Write(answer, []byte{1})
+	}
+	other.Wait()
+}
+
+func TestPollerParkedAllocs(t *testing.T) {
+	p := newLingering(t)
+	r, w := newPipe(t)
+	i := p.Add(r, Readable)
+	unix.Write(w, []byte{1})
+	p.Wait(time.Second) // the first one has to make room
+	if n := testing.AllocsPerRun(100, func() {
+		p.SetEvents(i, Readable)
+		p.quick = 0 // it does not linger
+		p.Wait(time.Second)
+		p.SetEvents(i, 0)
+		p.Wait(time.Millisecond)
+	}); n != 0 {
+		t.Errorf("%v allocations per turn, want 0", n)
+	}
+}
+
 func TestPollerAllocs(t *testing.T) {
 	p := newPoller(t)
 	r, w := newPipe(t)

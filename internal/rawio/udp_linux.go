@@ -22,11 +22,9 @@ type UDPOptions struct {
 	// both versions of IP (IPv4 alone where the kernel has no IPv6). Port 0 lets the kernel choose.
 	Local netip.AddrPort
 	// ReceiveBuffer and SendBuffer are the sizes of the kernel's buffers in bytes; a datagram costs some hundred more
-	// than it has. Without CAP_NET_ADMIN the kernel grants no more than net.core.rmem_max and wmem_max; see
-	// [UDPConn.Buffers]. Default 0: the kernel's.
+	// than it has. Without CAP_NET_ADMIN the kernel grants no more than net.core.rmem_max and wmem_max.
+	// Default 0: the kernel's.
 	ReceiveBuffer, SendBuffer int
-	// Device restricts the socket to one interface. Default: none.
-	Device string
 	// Mark marks what is sent (SO_MARK), for which the kernel wants CAP_NET_RAW, before Linux 5.17
 	// CAP_NET_ADMIN. Default 0: no mark.
 	Mark uint32
@@ -162,11 +160,6 @@ func (c *UDPConn) configure(o UDPOptions, local netip.AddrPort) error {
 	if err := setBuffers(c.fd, o.ReceiveBuffer, o.SendBuffer); err != nil {
 		return err
 	}
-	if o.Device != "" {
-		if err := unix.SetsockoptString(c.fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, o.Device); err != nil {
-			return fmt.Errorf("bind to device %s: %w", o.Device, err)
-		}
-	}
 	if o.Mark != 0 {
 		if err := set(unix.SOL_SOCKET, unix.SO_MARK, int(o.Mark)); err != nil {
 			return fmt.Errorf("set mark %#x: %w", o.Mark, err)
@@ -211,18 +204,6 @@ func (c *UDPConn) LocalAddr() netip.AddrPort {
 		return netip.AddrPort{}
 	}
 	return fromSockaddr(sa)
-}
-
-// Buffers tells how large the kernel has made the buffers, in the unit of [UDPOptions].
-func (c *UDPConn) Buffers() (receive, send int, err error) {
-	receive, err = unix.GetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_RCVBUF)
-	if err == nil {
-		send, err = unix.GetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_SNDBUF)
-	}
-	if err != nil {
-		return 0, 0, fmt.Errorf("look at the buffers: %w", err)
-	}
-	return receive / 2, send / 2, nil // the kernel doubles what it is given, for its bookkeeping
 }
 
 // Send sends items in order. It returns how many it has dealt with: less than all when the

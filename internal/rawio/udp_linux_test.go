@@ -400,19 +400,28 @@ func TestUDPFull(t *testing.T) {
 		if received == 0 || dropped == 0 || received+dropped != uint64(len(items)) {
 			t.Errorf("received %d and dropped %d of %d", received, dropped, len(items))
 		}
-		if r, s, err := b.Buffers(); r <= 0 || s <= 0 || r > 10000 || err != nil {
-			t.Errorf("Buffers = %d, %d, %v", r, s, err)
+		if r, s, err := buffersOf(b); r <= 0 || s <= 0 || r > 10000 || err != nil {
+			t.Errorf("buffers = %d, %d, %v", r, s, err)
 		}
 	})
+}
+
+// buffersOf tells how large the kernel has made the buffers, in the unit of [UDPOptions].
+func buffersOf(c *UDPConn) (receive, send int, err error) {
+	receive, err = unix.GetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_RCVBUF)
+	if err == nil {
+		send, err = unix.GetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_SNDBUF)
+	}
+	if err != nil {
+		return 0, 0, fmt.Errorf("look at the buffers: %w", err)
+	}
+	return receive / 2, send / 2, nil // the kernel doubles what it is given, for its bookkeeping
 }
 
 func TestUDPClosed(t *testing.T) {
 	c := openUDP(t, UDPOptions{Local: netip.MustParseAddrPort("127.0.0.1:0")})
 	if _, err := OpenUDP(UDPOptions{Local: c.LocalAddr()}); !errors.Is(err, unix.EADDRINUSE) {
 		t.Errorf("a second socket on %v: %v, want EADDRINUSE", c.LocalAddr(), err)
-	}
-	if _, err := OpenUDP(UDPOptions{Device: "no-such-if"}); !errors.Is(err, unix.ENODEV) {
-		t.Errorf("a socket on a device that is not there: %v, want ENODEV", err)
 	}
 	for range 2 {
 		if err := c.Close(); err != nil {

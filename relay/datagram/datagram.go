@@ -85,14 +85,6 @@ func (d *Datagram) Payload() []byte {
 	return d.IP[d.at+packet.UDPHeaderLen:]
 }
 
-// Copy copies the packet to the beginning of b, which has room for it, and returns the same datagram there: one that
-// can have another destination.
-func (d *Datagram) Copy(b []byte) Datagram {
-	c := *d
-	c.IP = b[:copy(b, d.IP):len(d.IP)]
-	return c
-}
-
 // Directed tells that the datagram is for the hosts of one IPv4 subnet, or for a single one: neither a
 // limited broadcast nor for a group.
 func (d *Datagram) Directed() bool {

@@ -442,7 +442,8 @@ func TestSetDestination(t *testing.T) {
 		for n := range 70 {
 			d := finishedDatagram(t, ip4(c.from, payload(n), 148, 4, 0, 0))
 			to := netip.MustParseAddr(c.to)
-			other := d.Copy(make([]byte, 2000))
+			other := *d
+			other.IP = bytes.Clone(d.IP)
 			other.SetDestination(to)
 			want := ip4(c.to+":5076", payload(n), 148, 4, 0, 0)
 			if !bytes.Equal(other.IP, want) || other.Dst != netip.AddrPortFrom(to, 5076) {

@@ -5,7 +5,6 @@ package guard
 
 import (
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/seed5728abee/fathom/relay/drop"
@@ -41,11 +40,9 @@ func LocalSource(segment int) uint32 { return 1<<31 | uint32(segment) }
 // Its size follows the traffic, from 160 kB to 1.3 MB. Beyond that (some 25,000 different
 // datagrams per second) the oldest are forgotten early.
 //
-// The zero value is ready, without a limit for storms. All methods are to be called
-// with the lock held; take it once for a batch.
+// The zero value is ready, without a limit for storms. It is for one goroutine at a
+// time: the caller has a lock, which it takes once for a batch.
 type Copies struct {
-	sync.Mutex
-
 	limit  uint32
 	table  table
 	births uint16
@@ -95,17 +92,6 @@ func (c *Copies) SetNeighbours(ours []Neighbour, others []MAC) {
 			}
 		}
 	}
-}
-
-// Relays returns the addresses that were found to be relays'.
-func (c *Copies) Relays(now int64) []MAC {
-	var macs []MAC
-	for _, s := range c.learned[:c.nlearn] {
-		if s.until > now {
-			macs = append(macs, s.mac)
-		}
-	}
-	return macs
 }
 
 // Captured takes down that a datagram was seen on the segment, in a frame from a

@@ -34,12 +34,10 @@
 //
 // # Use
 //
-//	copies.Lock() // once for a batch
 //	for _, d := range batch {
 //		key := guard.KeyOf(d.Src, d.Dst.Port(), d.Payload())
 //		if why := copies.Captured(key, d.Link, d.Outgoing, now); why != drop.None {
 //			…
 //		}
 //	}
-//	copies.Unlock()
 package guard

@@ -18,8 +18,6 @@ func ExampleCopies() {
 	key := guard.KeyOf(netip.MustParseAddrPort("192.0.2.1:49152"), 5076, []byte("search"))
 	host := guard.MAC{2, 0, 0, 0, 0, 1}
 
-	copies.Lock()
-	defer copies.Unlock()
 	now := time.Now().UnixNano()
 	for range 2 {
 		fmt.Println("from the first peer: ", copies.Received(key, host, 1, now).String())
@@ -53,8 +51,6 @@ func ExampleElection() {
 
 func ExampleLimiter() {
 	l := guard.NewLimiter(guard.Rates{SourcePackets: 10, Burst: time.Second})
-	l.Lock()
-	defer l.Unlock()
 	now := time.Now().UnixNano()
 	for range 15 {
 		l.Allow(netip.MustParseAddr("192.0.2.1"), 128, now)

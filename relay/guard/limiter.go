@@ -8,7 +8,6 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/seed5728abee/fathom/relay/drop"
@@ -44,10 +43,8 @@ func DefaultRates() Rates { return Rates{SourcePackets: 20_000, TotalPackets: 50
 // Its memory is allocated at once, some 0.9 MB; of more than 8,192 sources those that were silent
 // longest are forgotten.
 //
-// All methods are to be called with the lock held; take it once for a batch.
+// It is for one goroutine at a time, as [Copies] is.
 type Limiter struct {
-	sync.Mutex
-
 	burst  int64
 	source [2]int64 // packets and bytes per second
 	total  [2]int64
