@@ -114,7 +114,8 @@ var (
 )
 
 // Verify checks that a contact is well formed and that its ID is bound as the swarm demands: to the key ([ByKey]) or
-// to the first address ([ByAddress]). An Original is always bound by its address.
+// to the first address ([ByAddress]). An Original is always bound by its address, or by 0.0.0.0
+// and its port.
 func (c Contact) Verify(b Binding) error {
 	if len(c.Addrs) > MaxAddrs || len(c.Hosts) > MaxHosts || len(c.Key) != 0 && len(c.Key) != ed25519.PublicKeySize {
 		return ErrForm
@@ -140,10 +141,16 @@ func (c Contact) Verify(b Binding) error {
 		if len(c.Key) == 0 || c.ID != OfKey(c.Key) {
 			return ErrUnbound
 		}
-	case len(c.Addrs) == 0 || c.ID != OfAddr(c.Addrs[0]):
+	case len(c.Addrs) == 0 || c.ID != OfAddr(c.Addrs[0]) && !(c.Dialect == Original && c.ID == ofAnyAddr(c.Addrs[0])):
 		return ErrUnbound
 	}
 	return nil
+}
+
+// ofAnyAddr returns the ID of an original that is bound to all interfaces, as it is when its command line does not say
+// otherwise: it takes 0.0.0.0 for its address.
+func ofAnyAddr(addr netip.AddrPort) ID {
+	return OfAddr(netip.AddrPortFrom(netip.IPv4Unspecified(), addr.Port()))
 }
 
 // dialable tells whether an address can be a member's. An unspecified one would be taken for this host by connect.

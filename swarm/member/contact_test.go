@@ -40,6 +40,12 @@ func TestVerify(t *testing.T) {
 		{"another key", func(c *Contact, _ Binding) { c.Key = make([]byte, ed25519.PublicKeySize) }, nil, ErrUnbound},
 		{"no key", func(c *Contact, _ Binding) { c.Key = nil }, nil, ErrUnbound},
 		{"original", func(c *Contact, _ Binding) { c.ID, c.Dialect, c.Key = OfAddr(c.Addrs[0]), Original, nil }, nil, nil},
+		{"original bound to all interfaces", func(c *Contact, _ Binding) {
+			c.ID, c.Dialect = OfAddr(netip.MustParseAddrPort("0.0.0.0:49610")), Original
+		}, nil, nil},
+		{"native bound to all interfaces", func(c *Contact, _ Binding) {
+			c.ID = OfAddr(netip.MustParseAddrPort("0.0.0.0:49610"))
+		}, ErrUnbound, ErrUnbound},
 		{"original with a key's ID", func(c *Contact, _ Binding) { c.ID, c.Dialect = OfKey(c.Key), Original }, ErrUnbound, ErrUnbound},
 		{"key of 31 bytes", func(c *Contact, _ Binding) { c.Key = c.Key[:31] }, ErrForm, ErrForm},
 		{"too many addresses", func(c *Contact, _ Binding) { c.Addrs = slices.Repeat(c.Addrs, MaxAddrs+1) }, ErrForm, ErrForm},
