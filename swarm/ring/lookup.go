@@ -44,7 +44,11 @@ const (
 func (n *Node) Lookup(ctx context.Context, key member.ID, o LookupOptions) (Result, error) {
 	n.count.lookups.Add(1)
 	if o.Disjoint > 0 {
-		return n.walk(ctx, key, o.Disjoint)
+		result, err := n.walk(ctx, key, o.Disjoint)
+		if err != nil {
+			n.count.lookupsFailed.Add(1)
+		}
+		return result, err
 	}
 	var err error
 	for range lookupAttempts {
