@@ -331,7 +331,14 @@ func (g *Gateway) dial(ctx context.Context, id member.ID, addr netip.AddrPort) (
 // answer.
 func (g *Gateway) Hail(ctx context.Context, nc net.Conn, id member.ID, addr netip.AddrPort) (net.Conn, error) {
 	if g.connectionAt(addr) != nil {
-		reset(nc) // it is known already
+		// It is known already. To be reset before it has accepted would end its listener.
+		g.background(func(ctx context.Context) {
+			select {
+			case <-time.After(acceptLife):
+			case <-ctx.Done():
+			}
+			_ = nc.Close()
+		})
 		return nil, nil
 	}
 	kind := Info
@@ -470,6 +477,19 @@ func (g *Gateway) Join(ctx context.Context, entry netip.AddrPort) (member.Contac
 	}
 	g.o.Learn(met)
 	return met, nil
+}
+
+// At returns the original at an address, if there is a connection with it. Its ID need not be that of the address: see
+// [member.Contact.Verify].
+func (g *Gateway) At(addr netip.AddrPort) (member.Contact, bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, p := range g.peers {
+		if p.addr == addr && len(p.conns) > 0 {
+			return p.contact(), true
+		}
+	}
+	return member.Contact{}, false
 }
 
 // connectionAt returns a connection with the original at an address, or nil.

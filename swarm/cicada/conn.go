@@ -44,7 +44,8 @@ const (
 const (
 	retiredLife = 2 * time.Minute
 	drainEvery  = 50 * time.Millisecond
-	closeDrain  = 3 * time.Second // how long Close waits for answers
+	closeDrain  = 3 * time.Second  // how long Close waits for answers
+	acceptLife  = 10 * time.Second // until an original has certainly accepted a connection: it takes five a second
 )
 
 // mark is the features byte of all that a gateway sends. Originals ignore it and send zero; a native member that accepts
@@ -111,6 +112,7 @@ type conn struct {
 	tokens    float64 // bytes that may be written now
 	counted   time.Time
 	strays    int
+	opened    time.Time
 	retired   bool      // nobody uses it any more
 	interest  time.Time // the other end asked for our neighbours, as originals do their peers, and got them; or took us for a peer
 	native    bool
@@ -122,7 +124,7 @@ func newConn(g *Gateway, nc net.Conn, dialled bool) *conn {
 		g: g, nc: nc, dialled: dialled,
 		wake: make(chan struct{}, 1), proved: make(chan struct{}), over: make(chan struct{}), ended: make(chan struct{}),
 		sequence: 1 + rand.Uint32N(1<<31), pending: map[uint32]*call{}, asked: map[uint32]*incoming{},
-		tokens: paceBurst, counted: time.Now(),
+		tokens: paceBurst, counted: time.Now(), opened: time.Now(),
 	}
 	if a, err := netip.ParseAddrPort(nc.RemoteAddr().String()); err == nil {
 		c.remote = netip.AddrPortFrom(a.Addr().Unmap().WithZone(""), a.Port())
@@ -151,8 +153,8 @@ func (c *conn) fail(err error) {
 	})
 }
 
-// retire gives a connection up that we opened. While an answer to a lookup or a request to join is still to come it stays
-// open, as an original that has the answer of another to pass back to a connection that is gone does not survive it.
+// retire gives a connection up that we opened. It stays open for a while as long as an original would not survive that it
+// is closed; see busyLocked.
 func (c *conn) retire(err error) {
 	c.g.mu.Lock()
 	if p := c.peer; p != nil {
@@ -172,8 +174,13 @@ func (c *conn) retire(err error) {
 	})
 }
 
-// busyLocked reports whether the other end may have asked somebody else on our behalf, and not answered yet.
+// busyLocked reports whether closing the connection could end a thread of an original: the one that accepts, when it
+// comes to a connection that has been reset before; and the one that reads, when it has the answer of another to pass
+// back to a connection that is gone.
 func (c *conn) busyLocked() bool {
+	if c.dialled && time.Since(c.opened) < acceptLife && !c.isProved() {
+		return true
+	}
 	for _, q := range c.pending {
 		if q.kind == Join || q.kind == Lookup {
 			return true
@@ -334,12 +341,14 @@ func (c *conn) next() (*outgoing, time.Duration) {
 
 // waiting reports whether the first message has been sent and nothing has come back, so that the other end may be of any
 // kind.
-func (c *conn) waiting() bool {
+func (c *conn) waiting() bool { return !c.isProved() && len(c.pending) > 0 }
+
+func (c *conn) isProved() bool {
 	select {
 	case <-c.proved:
-		return false
+		return true
 	default:
-		return len(c.pending) > 0
+		return false
 	}
 }
 
@@ -472,10 +481,8 @@ func (c *conn) greeted(in io.Reader) error {
 
 // prove notes that a message has come: an original is at the other end, and may be sent more than one.
 func (c *conn) prove() {
-	select {
-	case <-c.proved:
+	if c.isProved() {
 		return
-	default:
 	}
 	close(c.proved)
 	select {

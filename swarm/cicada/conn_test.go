@@ -49,7 +49,7 @@ func accepted(g *Gateway) (net.Conn, chan error) {
 	near, far := net.Pipe()
 	done := make(chan error, 1)
 	go func() {
-		_, err := g.Accept(context.Background(), pipe{near, netip.MustParseAddrPort("127.0.0.1:40000")}, nil)
+		_, err := g.Accept(context.Background(), pipe{near, netip.MustParseAddrPort("127.0.0.1:40000"), nil}, nil)
 		done <- err
 	}()
 	return far, done

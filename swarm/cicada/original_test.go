@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/seed5728abee/fathom/swarm/member"
@@ -50,15 +51,27 @@ func (n *network) dial(from netip.Addr, to netip.AddrPort) (net.Conn, error) {
 	}
 	n.port++
 	a, b := net.Pipe()
-	l <- pipe{b, netip.AddrPortFrom(from, n.port)}
-	return pipe{a, to}, nil
+	closed := new(atomic.Bool)
+	l <- pipe{b, netip.AddrPortFrom(from, n.port), closed}
+	return pipe{a, to, closed}, nil
 }
 
 // A pipe is one end of a connection in memory.
 type pipe struct {
 	net.Conn
 	remote netip.AddrPort
+	reset  *atomic.Bool // by either end; nil: not to be told
 }
+
+// SetLinger is what is done before a connection is reset.
+func (p pipe) SetLinger(int) error {
+	if p.reset != nil {
+		p.reset.Store(true)
+	}
+	return nil
+}
+
+func (p pipe) gone() bool { return p.reset.Load() }
 
 func (p pipe) RemoteAddr() net.Addr { return net.TCPAddrFromAddrPort(p.remote) }
 
@@ -115,6 +128,9 @@ func newOriginal(n *network, ref Ref, seed uint64) *original {
 		for {
 			select {
 			case nc := <-incoming:
+				if nc.(pipe).gone() {
+					o.breaks("listener thread: a connection that is gone")
+				}
 				o.serve(nc)
 			case <-o.ctx.Done():
 				return
