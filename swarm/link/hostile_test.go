@@ -11,6 +11,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -287,6 +288,63 @@ func TestAskingWithoutListening(t *testing.T) {
 		<-s.Done()
 		if err := s.Err(); !errors.Is(err, ErrProtocol) || !strings.Contains(err.Error(), "does not listen") {
 			t.Error(err)
+		}
+	})
+}
+
+// The same for streams that are refused, each of which is told so.
+func TestOpeningWithoutListening(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		long := errors.New(strings.Repeat("no", maxReason))
+		v, s := newVillain(t, testConfig(2, testHandler{stream: func(*Session, []byte, net.Conn) error { return long }}))
+		go func() {
+			for id := uint64(1); s.Err() == nil; {
+				var opens []frame
+				for range 200 {
+					opens = append(opens, frame{kind: kindOpen, id: id})
+					id += 2
+				}
+				v.say(opens...)
+				synctest.Wait() // all of them are refused: so there are never too many at a time
+			}
+		}()
+		<-s.Done()
+		if err := s.Err(); !errors.Is(err, ErrProtocol) || !strings.Contains(err.Error(), "does not listen") {
+			t.Error(err)
+		}
+	})
+}
+
+// Streams that are given up as soon as they are opened do not make more work than those that stay.
+func TestOpeningAndGivingUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var running, most atomic.Int32
+		release := make(chan struct{})
+		victim := testConfig(2, testHandler{stream: func(*Session, []byte, net.Conn) error {
+			most.Store(max(running.Add(1), most.Load()))
+			<-release
+			running.Add(-1)
+			return errors.New("refused")
+		}})
+		victim.MaxStreams = 4
+		v, s := newVillain(t, victim)
+		go v.goodbye()
+		churn := func(from, n uint64) {
+			for i := range n {
+				id := 2*(from+i) + 1
+				v.say(frame{kind: kindOpen, id: id}, frame{kind: kindEnd, id: id, code: endAborted})
+			}
+			synctest.Wait()
+		}
+		churn(0, 100)
+		if n := most.Load(); n != 4 {
+			t.Errorf("%d handlers at a time, of at most 4", n)
+		}
+		close(release)
+		synctest.Wait()
+		churn(100, 3) // there is room again
+		if err := s.Err(); err != nil || running.Load() != 0 {
+			t.Errorf("%d handlers, %v", running.Load(), err)
 		}
 	})
 }

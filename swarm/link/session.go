@@ -100,6 +100,7 @@ type Session struct {
 	budgets     [purposes]*semaphore.Weighted // for large bodies to the other side; made when needed
 	ownStreams  int
 	peerStreams int
+	opening     int           // calls of Handler.Stream under way
 	held        [purposes]int // bytes of the other side's large bodies
 
 	timer  *time.Timer
@@ -385,9 +386,14 @@ func (s *Session) control(f *frame) {
 		return
 	}
 	s.urgent.add(f)
-	if s.urgent.bytes > maxUrgent && s.closing == nil {
+	s.notListening(&s.urgent)
+	s.kick()
+}
+
+// notListening ends the link when too much has piled up in a queue. It is called with mu locked.
+func (s *Session) notListening(q *queue) {
+	if q.bytes > maxUrgent && s.closing == nil {
 		s.closing = fmt.Errorf("%w: it asks and does not listen", ErrProtocol)
 		s.wg.Go(func() { s.end(nil) }) // a goodbye would not be heard either
 	}
-	s.kick()
 }

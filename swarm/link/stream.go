@@ -116,9 +116,19 @@ func (s *Session) openedByPeer(f *frame) error {
 	st := s.newStream(false)
 	st.id = f.id
 	s.setEntry(f.id, entry{stream: st})
+	if s.opening >= s.config.MaxStreams {
+		// Those of streams that the other side has given up meanwhile: their number is bounded nowhere else.
+		s.refuse(st, "too many streams are being opened")
+		return nil
+	}
+	s.opening++
 	header := append([]byte(nil), f.body...)
 	s.wg.Go(func() {
-		if err := s.config.Handler.Stream(s, header, st); err != nil {
+		err := s.config.Handler.Stream(s, header, st)
+		s.mu.Lock()
+		s.opening--
+		s.mu.Unlock()
+		if err != nil {
 			st.abort(err.Error())
 			return
 		}
@@ -319,21 +329,28 @@ func (st *Stream) Close() error {
 func (st *Stream) abort(reason string) {
 	s := st.s
 	s.mu.Lock()
-	if !st.removed {
-		s.tell(&frame{kind: kindEnd, id: st.id, code: endAborted, body: reasonBytes(reason)})
-		st.remove()
-	}
+	s.refuse(st, reason)
 	s.mu.Unlock()
 	st.fail(net.ErrClosed, false)
 }
 
-// tell queues the end of a stream behind its data. It is called with mu locked, and does not wait: that happens once for
-// each stream, and their number is bounded.
-func (s *Session) tell(f *frame) {
-	if s.err == nil {
-		s.streams.add(f)
-		s.kick()
+// refuse is abort for a stream that nobody has seen. It is called with mu locked.
+func (s *Session) refuse(st *Stream, reason string) {
+	if !st.removed {
+		s.tell(&frame{kind: kindEnd, id: st.id, code: endAborted, body: reasonBytes(reason)})
+		st.remove()
 	}
+}
+
+// tell queues the end of a stream behind its data. It is called with mu locked, and does not wait. Those of the streams
+// that are open are few; more come about only when the other side opens and does not listen.
+func (s *Session) tell(f *frame) {
+	if s.err != nil {
+		return
+	}
+	s.streams.add(f)
+	s.notListening(&s.streams)
+	s.kick()
 }
 
 // remove takes the stream from the table. It is called with the session locked, when neither side has anything to say
