@@ -325,3 +325,43 @@ func TestPlace(t *testing.T) {
 		}
 	}
 }
+
+// Who connects and is gone before an original comes to accept ends its listener.
+func TestImpatientHail(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.close()
+		n, o := w.native(50001), w.original(50002)
+		for _, id := range []member.ID{o.ref.ID, {}} {
+			for range 3 {
+				nc, err := w.net.dial(refA.Addr.Addr(), o.ref.Addr)
+				if err != nil {
+					t.Fatal(err)
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+				if _, err := n.g.Hail(ctx, nc, id, o.ref.Addr); err == nil {
+					t.Error("answered in 10 ms")
+				}
+				cancel()
+			}
+			time.Sleep(20 * time.Second)
+		}
+		n.enter(o)
+		for range 3 { // who is known is not asked again
+			nc, err := w.net.dial(refA.Addr.Addr(), o.ref.Addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if native, err := n.g.Hail(t.Context(), nc, member.ID{}, o.ref.Addr); err != nil || native != nil {
+				t.Errorf("%v, %v", native, err)
+			}
+		}
+		if c, ok := n.g.At(o.ref.Addr); !ok || c.ID != o.ref.ID {
+			t.Errorf("%v, %v", c, ok)
+		}
+		time.Sleep(20 * time.Second)
+		if s := n.g.Stats(); s.Connections != 1 {
+			t.Errorf("%d connections", s.Connections)
+		}
+	})
+}
