@@ -96,8 +96,8 @@ func TestLyingNeighbours(t *testing.T) {
 			}
 			return nil
 		}})
-		for range 60 {
-			time.Sleep(time.Second)
+		for range 15 {
+			time.Sleep(2 * time.Second)
 			if err := s.Check(3); err != nil {
 				t.Fatal(err)
 			}

@@ -29,7 +29,7 @@ const rounds = 30
 func TestThereIsAlwaysOneRingAgain(t *testing.T) {
 	schedules := uint64(12)
 	if testing.Short() {
-		schedules = 4
+		schedules = 2
 	}
 	for seed := range schedules {
 		synctest.Test(t, func(t *testing.T) { schedule(t, seed) })

@@ -43,7 +43,7 @@ func TestAQuarterDiesAtOnce(t *testing.T) {
 		"silently": (*ringtest.Swarm).Kill, "with broken links": (*ringtest.Swarm).Crash,
 	} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, 64, func(t *testing.T, s *ringtest.Swarm) {
+			bubble(t, 40, func(t *testing.T, s *ringtest.Swarm) {
 				time.Sleep(10 * time.Second) // until they are at rest
 				end(s, s.Pick(0.25)...)
 				settles(t, s, 1, 3*time.Second)
