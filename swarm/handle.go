@@ -309,9 +309,22 @@ func (p *Peer) proves(ctx context.Context, c member.Contact) error {
 	return nil
 }
 
+// up waits until the link is registered, or over: then what came with it does not count.
+func (s *session) up(l *link.Session) bool {
+	select {
+	case <-s.ready:
+		return true
+	case <-l.Done():
+		return false
+	}
+}
+
 // Request handles a request of the member; part of [link.Handler].
-func (s *session) Request(_ *link.Session, body []byte, reply func([]byte)) {
-	<-s.ready
+func (s *session) Request(l *link.Session, body []byte, reply func([]byte)) {
+	if !s.up(l) {
+		reply(nil) // nobody hears it
+		return
+	}
 	m, err := wire.Decode(body)
 	if err != nil {
 		s.peer.counters.malformed.Add(1)
@@ -328,7 +341,7 @@ func (p *Peer) answer(ctx context.Context, s *session, m wire.Message) wire.Mess
 	}
 	var answer wire.Message
 	switch m := m.(type) {
-	case wire.Push, wire.Want:
+	case wire.Push, wire.Offer, wire.Want:
 		answer = p.broadcast.Handle(ctx, s.contact, m)
 	case wire.Try:
 		answer = p.try(ctx, s, m)
@@ -344,8 +357,10 @@ func (p *Peer) answer(ctx context.Context, s *session, m wire.Message) wire.Mess
 }
 
 // Cast handles a message without an answer; part of [link.Handler].
-func (s *session) Cast(_ *link.Session, body []byte) {
-	<-s.ready
+func (s *session) Cast(l *link.Session, body []byte) {
+	if !s.up(l) {
+		return
+	}
 	m, err := wire.Decode(body)
 	if err != nil {
 		s.peer.counters.malformed.Add(1)
@@ -362,8 +377,10 @@ func (s *session) Cast(_ *link.Session, body []byte) {
 }
 
 // Message takes in an application's message; part of [link.Handler].
-func (s *session) Message(_ *link.Session, payload []byte) error {
-	<-s.ready
+func (s *session) Message(l *link.Session, payload []byte) error {
+	if !s.up(l) {
+		return net.ErrClosed
+	}
 	if s.bare() {
 		return errBare
 	}

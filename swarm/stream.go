@@ -204,8 +204,10 @@ func (v *services) close() {
 }
 
 // Stream takes a stream that the other member opens; part of [link.Handler].
-func (s *session) Stream(_ *link.Session, b []byte, conn net.Conn) error {
-	<-s.ready
+func (s *session) Stream(l *link.Session, b []byte, conn net.Conn) error {
+	if !s.up(l) {
+		return net.ErrClosed
+	}
 	if s.bare() {
 		return errBare
 	}
