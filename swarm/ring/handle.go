@@ -98,6 +98,9 @@ func (n *Node) handleLookup(ctx context.Context, m wire.Lookup) wire.Message {
 	if m.Hops > maxHops {
 		return wire.Refused{Code: wire.Invalid, Reason: "passed on too often"}
 	}
+	// Who asked has gone elsewhere by then.
+	ctx, cancel := context.WithTimeout(ctx, originalPatience)
+	defer cancel()
 	found, err := n.pass(ctx, m.Key, m.Hops)
 	if err != nil {
 		return wire.Refused{Code: wire.Overloaded, Reason: "no way to the owner"}
