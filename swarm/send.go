@@ -307,7 +307,15 @@ func (p *Peer) find(ctx context.Context, to Target, o ring.LookupOptions) (membe
 		if p.o.Binding == member.ByKey && !p.originalAt(addr) {
 			return p.findAddr(ctx, addr)
 		}
-		id = member.OfAddr(addr)
+		c, err := p.findID(ctx, member.OfAddr(addr), o)
+		if errors.Is(err, ErrNoSuchMember) && p.gateway != nil {
+			// An original that is bound to all interfaces takes 0.0.0.0 for its address.
+			all := netip.AddrPortFrom(netip.IPv4Unspecified(), addr.Port())
+			if original, e := p.findID(ctx, member.OfAddr(all), o); e == nil && original.Addr() == addr {
+				return original, nil
+			}
+		}
+		return c, err
 	case targetID:
 	default:
 		return member.Contact{}, fmt.Errorf("%w: the target is empty", ErrNoSuchMember)

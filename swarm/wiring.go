@@ -126,7 +126,11 @@ func (p *Peer) publish(ctx context.Context, name string) error {
 
 // originalAt reports whether a link to an original at an address is up, or its address is known to be one's.
 func (p *Peer) originalAt(addr netip.AddrPort) bool {
-	return p.gateway != nil && p.isOriginal(member.Contact{ID: member.OfAddr(addr)})
+	if p.gateway == nil {
+		return false
+	}
+	_, linked := p.gateway.At(addr)
+	return linked || p.isOriginal(member.Contact{ID: member.OfAddr(addr)})
 }
 
 // isOriginal reports whether a contact is known to be of an original.
