@@ -50,16 +50,18 @@ func (n *Node) Lookup(ctx context.Context, key member.ID, o LookupOptions) (Resu
 		}
 		return result, err
 	}
+	quick, cancel := context.WithTimeout(ctx, lookupAttempts*patience)
+	defer cancel()
 	var err error
-	for range lookupAttempts {
+	for try := 0; try < lookupAttempts && quick.Err() == nil; try++ {
 		var found wire.Found
-		if found, err = n.pass(ctx, key, 0); err == nil {
+		if found, err = n.pass(quick, key, 0); err == nil {
 			return Result{Found: found}, nil
 		}
-		if ctx.Err() != nil {
-			n.count.lookupsFailed.Add(1)
-			return Result{}, fmt.Errorf("lookup %s: %w", key.Short(), ctx.Err())
-		}
+	}
+	if ctx.Err() != nil {
+		n.count.lookupsFailed.Add(1)
+		return Result{}, fmt.Errorf("lookup %s: %w", key.Short(), ctx.Err())
 	}
 	// The members on the way are there and do not help: ask each oneself.
 	result, walkErr := n.walk(ctx, key, lookupAttempts)
