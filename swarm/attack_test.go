@@ -161,3 +161,106 @@ func TestAllRequestsAreKnown(t *testing.T) {
 		}
 	}
 }
+
+// In an open swarm a host is not believed who is at the other end of a circuit, nor is whoever is there.
+func TestCircuitsInOthersNames(t *testing.T) {
+	p, x := bound(t, Options{}), bound(t, Options{})
+	if err := x.Connect(t.Context(), p.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	nobody := closedPort(t)
+	for what, claimed := range map[string]netip.AddrPort{"a member": x.Addr(), "nobody": nobody} {
+		for _, private := range []bool{false, true} {
+			host, v := newVillain(closedPort(t)), newVillain(claimed)
+			v.hello.private = private
+			raw, err := host.dial(t, p).Open(t.Context(), appendHeader(nil, header{kind: headerMet, from: v.hello.contact}))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if s, err := v.over(t, raw); err == nil {
+				if err := s.Send(t.Context(), []byte{envelopePlain, 1}); err == nil {
+					t.Errorf("a message in the name of %s (private %t) was taken", what, private)
+				}
+			}
+			if s := p.links.live(v.hello.contact.ID); s != nil && s.contact.Key.Equal(v.identity.Public()) {
+				t.Errorf("the link in the name of %s (private %t) is in use", what, private)
+			}
+		}
+	}
+	if n := p.Pending(); n > 0 {
+		t.Errorf("%d messages in others' names", n)
+	}
+	if err := p.Send(t.Context(), ToID(x.ID()), []byte("x")); err != nil {
+		t.Errorf("the member itself: %v", err)
+	}
+	if m, err := x.Recv(t.Context()); err != nil || string(m.Data) != "x" {
+		t.Errorf("%+v, %v", m, err)
+	}
+}
+
+// Who comes from the host of a member does not get its place; whoever answers at its address does.
+func TestTwoKeysAtOneAddress(t *testing.T) {
+	p, x := bound(t, Options{}), New(Options{})
+	if err := x.Bind(t.Context(), "127.0.0.1:0"); err != nil {
+		t.Fatal(err)
+	}
+	defer x.Close()
+	if err := x.Connect(t.Context(), p.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	claimed := x.Addr()
+	v := newVillain(claimed)
+	s := v.dial(t, p)
+	if err := s.Send(t.Context(), []byte{envelopePlain, 1}); err == nil {
+		t.Error("a message in the name of another was taken")
+	}
+	if s := p.links.live(x.ID()); s == nil || !s.contact.Key.Equal(x.identity.Public()) {
+		t.Error("the member has lost its link")
+	}
+	// It is gone, and another has the address before that was noticed.
+	stale := p.links.live(x.ID())
+	x.Close()
+	again := New(Options{})
+	defer again.Close()
+	if err := again.Bind(t.Context(), claimed.String()); err != nil {
+		t.Fatal(err)
+	}
+	p.links.mu.Lock()
+	p.links.members[stale.contact.ID].sessions = []*session{stale}
+	p.links.mu.Unlock()
+	if err := again.Connect(t.Context(), p.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the new one has the place", func() bool {
+		s := p.links.live(again.ID())
+		return s != nil && s.contact.Key.Equal(again.identity.Public())
+	})
+}
+
+// A link that this side makes for a question is no way in for who answers.
+func TestAnsweringAQuestion(t *testing.T) {
+	p := bound(t, Options{})
+	l, addr := listener(t)
+	v := newVillain(addr)
+	accepted := make(chan *link.Session, 1)
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		s, err := link.Server(context.Background(), c, v.config())
+		if err == nil {
+			accepted <- s
+		}
+	}()
+	own, err := p.dialFor(t.Context(), addr, wanted{dialled: true, to: member.Contact{Dialect: member.Native}, private: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	s := <-accepted
+	defer s.Close()
+	if err := s.Send(t.Context(), []byte{envelopePlain, 1}); err == nil || p.Pending() > 0 {
+		t.Error("a message of a stranger was taken")
+	}
+}

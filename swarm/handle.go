@@ -191,7 +191,7 @@ type wanted struct {
 // secure makes a link of a connection, which it closes on failure, and registers it.
 func (p *Peer) secure(ctx context.Context, conn net.Conn, w wanted) (*session, error) {
 	s := &session{
-		peer: p, how: w.how, via: w.via, outbound: w.dialled, since: time.Now(),
+		peer: p, how: w.how, via: w.via, outbound: w.dialled, private: w.private, since: time.Now(),
 		ready: make(chan struct{}), gone: make(chan struct{}),
 	}
 	s.touch()
@@ -216,16 +216,17 @@ func (p *Peer) secure(ctx context.Context, conn net.Conn, w wanted) (*session, e
 		conn.Close()
 		return nil, err
 	}
-	if w.private || !w.dialled && s.hello.private {
-		close(s.ready)
-		return s, nil
-	}
-	if p.o.Binding == member.ByAddress && !w.dialled && s.how == Direct && !s.atClaimed(conn) {
-		// Its ID is that of an address which it does not speak from: see whether it is reached there as well.
+	if s.mustProve(conn, w) {
+		// What went wrong is not told: it would show strangers which addresses can be reached from here.
 		if err := p.proves(ctx, s.contact); err != nil {
-			s.Bye(link.CodeRefused, err.Error())
+			s.Bye(link.CodeRefused, errUnproved.Error())
 			return nil, fmt.Errorf("%w: %w", errUnproved, err)
 		}
+		p.links.unseat(s.contact)
+	}
+	if w.private || s.hello.private && !w.dialled {
+		close(s.ready)
+		return s, nil
 	}
 	if !p.links.add(s) {
 		s.Close()
@@ -268,16 +269,33 @@ func (s *session) check(key ed25519.PublicKey, b []byte, expected member.Contact
 	if c.ID == s.peer.ID() {
 		return errSelf
 	}
-	if expected.ID != (Hash{}) && c.ID != expected.ID {
+	if expected.ID != (Hash{}) && c.ID != expected.ID || len(expected.Key) > 0 && !expected.Key.Equal(key) {
 		return fmt.Errorf("%w: %s", errWrong, c.ID.Short())
 	}
 	s.contact, s.hello = c, h
 	return nil
 }
 
-// bare reports whether the link was made to find out about reachability, by a member that has proved nothing but its key: it
-// is good for nothing else.
-func (s *session) bare() bool { return s.how == Direct && s.hello.private && !s.outbound }
+// bare reports whether the link was made to find out about reachability, with a member that has proved nothing but its
+// key: it is good for nothing else.
+func (s *session) bare() bool {
+	return s.how == Direct && (s.private || s.hello.private && !s.outbound)
+}
+
+// mustProve reports whether a member has to prove its address before it is believed. In an open swarm anybody can claim
+// an ID in a hello. Three are believed: who speaks from the address that the ID is the hash of, who answers where it was
+// dialled, and who has the key that the member with this ID is known by.
+func (s *session) mustProve(conn net.Conn, w wanted) bool {
+	if s.peer.o.Binding != member.ByAddress || s.bare() || w.private {
+		return false // keys are proved in the handshake; and what is private is with a member that is known, or is no use
+	}
+	believed := w.dialled || s.how == Direct && s.atClaimed(conn)
+	if s.contact.Leaf && believed {
+		return false // it cannot be asked at its address
+	}
+	key := s.peer.links.keyOf(s.contact.ID)
+	return key == nil && !believed || key != nil && !key.Equal(s.contact.Key)
+}
 
 // atClaimed reports whether a connection comes from the host that the member's ID is bound to.
 func (s *session) atClaimed(conn net.Conn) bool {
@@ -288,18 +306,27 @@ func (s *session) atClaimed(conn net.Conn) bool {
 }
 
 // proves checks that a member has the key it says: it is dialled at the address that it is known by, or, if that leads
-// nowhere, its hosts are asked.
+// nowhere, the members around its place are asked. Their word is not enough against a key that has been proved.
 func (p *Peer) proves(ctx context.Context, c member.Contact) error {
-	if c.Leaf {
-		found, err := p.node().Lookup(ctx, c.ID, lookupPlain)
-		if err == nil && (len(found.Leaf) == 0 || !slices.Equal(found.Leaf[0].Key, c.Key)) {
-			err = ErrNoSuchMember
-		}
-		return err
+	var conn net.Conn
+	err := error(nil)
+	if !c.Leaf {
+		conn, err = p.reacher.dial(ctx, c.Addr())
 	}
-	conn, err := p.reacher.dial(ctx, c.Addr())
-	if err != nil {
-		return err
+	if conn == nil && p.links.keyOf(c.ID) != nil {
+		return errors.Join(err, errWrong)
+	}
+	if conn == nil {
+		found, lookupErr := p.node().Lookup(ctx, c.ID, lookupPlain)
+		if lookupErr != nil {
+			return errors.Join(err, lookupErr)
+		}
+		for _, known := range append(found.Leaf, found.Owner) {
+			if known.ID == c.ID && c.Key.Equal(known.Key) {
+				return nil
+			}
+		}
+		return errors.Join(err, ErrNoSuchMember)
 	}
 	s, err := p.secure(ctx, conn, wanted{dialled: true, to: c, private: true})
 	if err != nil {

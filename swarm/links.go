@@ -6,6 +6,7 @@ package swarm
 import (
 	"cmp"
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"net"
@@ -96,6 +97,7 @@ type session struct {
 	how      How
 	via      Hash // the host of a Circuit
 	outbound bool
+	private  bool // made for one purpose, by this side
 	since    time.Time
 	used     atomic.Int64  // when it was last used, Unix nanoseconds
 	streams  atomic.Int32  // open for applications and circuits
@@ -336,6 +338,39 @@ func (l *links) add(s *session) bool {
 		l.peer.o.Hooks.NewPeer(memberOf(s.contact))
 	}
 	return true
+}
+
+// keyOf returns the key that a member has proved, nil if nothing is known of that.
+func (l *links) keyOf(id Hash) ed25519.PublicKey {
+	if s := l.live(id); s != nil {
+		return s.contact.Key
+	}
+	for _, c := range l.peer.node().Table() {
+		if c.ID == id {
+			return c.Key
+		}
+	}
+	return nil
+}
+
+// unseat ends the links to whoever had the address of a member before it: there is another key now.
+func (l *links) unseat(c member.Contact) {
+	var old []*session
+	l.mu.Lock()
+	if m := l.members[c.ID]; m != nil {
+		m.sessions = slices.DeleteFunc(m.sessions, func(s *session) bool {
+			if s.contact.Key.Equal(c.Key) {
+				return false
+			}
+			old = append(old, s)
+			return true
+		})
+		l.count -= len(old)
+	}
+	l.mu.Unlock()
+	for _, s := range old {
+		s.Bye(link.CodeRefused, "another member has this address now")
+	}
 }
 
 // remove takes out a link that has ended, and tells the ring when it was the last one to the member.
