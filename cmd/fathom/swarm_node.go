@@ -114,14 +114,18 @@ func (a *app) swarmNode(ctx context.Context, o *swarmOptions, options swarm.Opti
 		return errors.Join(peer.Close(), group.Wait())
 	}
 	engine := newSwarmControl(peer, out)
-	group.Go(func() error {
-		select {
-		case <-tried:
-			engine.ready()
-		case <-ctx.Done():
-		}
-		return nil
-	})
+	if len(o.join) == 0 {
+		engine.ready() // before any answer
+	} else {
+		group.Go(func() error {
+			select {
+			case <-tried:
+				engine.ready()
+			case <-ctx.Done():
+			}
+			return nil
+		})
+	}
 	group.Go(func() error {
 		defer cancel()
 		return engine.run(ctx, a.stdin)
