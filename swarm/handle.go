@@ -23,7 +23,7 @@ import (
 // Bounds on what strangers and members can make this peer do at a time.
 const (
 	maxHalfOpen        = 256             // connections that have not said who they are
-	maxHalfOpenPerHost = 32              // of them from one address
+	maxHalfOpenPerHost = 32              // of them from one host
 	handshakeTimeout   = 5 * time.Second // for all of it
 	maxRequests        = 64              // requests of one member under way
 )
@@ -59,7 +59,7 @@ func (p *Peer) accept(ctx context.Context) {
 			continue
 		}
 		delay = 0
-		host := addrPort(conn.RemoteAddr()).Addr()
+		host := hostOf(conn.RemoteAddr())
 		if !slots.take(host) {
 			p.counters.refused.Add(1)
 			conn.Close()
@@ -115,6 +115,22 @@ func (c *peekedConn) Read(b []byte) (int, error) {
 		c.r = nil
 	}
 	return n, err
+}
+
+// SetLinger is that of the TCP connection beneath: how to end a connection to an original, which does not notice when it
+// is closed in good order.
+func (c *peekedConn) SetLinger(seconds int) error {
+	conn := c.Conn
+	for {
+		switch inner := conn.(type) {
+		case interface{ SetLinger(int) error }:
+			return inner.SetLinger(seconds)
+		case interface{ NetConn() net.Conn }:
+			conn = inner.NetConn()
+		default:
+			return nil
+		}
+	}
 }
 
 // welcome finds out what a connection that came in speaks, and serves it. settled is called when it is no longer a
@@ -195,12 +211,14 @@ func (p *Peer) secure(ctx context.Context, conn net.Conn, w wanted) (*session, e
 		ready: make(chan struct{}), gone: make(chan struct{}),
 	}
 	s.touch()
+	var said member.Contact
 	config := link.Config{
 		Identity: p.identity.Private(), SwarmKeys: p.o.SwarmKeys.Raw(), Handler: s, Logger: p.log, MaxRequests: maxRequests,
 		Hello: func(remote net.Addr) []byte {
+			said = p.contact()
 			return appendHello(nil, hello{
 				binding: p.o.Binding, forwards: !p.o.NoForwarding, private: w.private,
-				observed: addrPort(remote), contact: p.contact(),
+				observed: addrPort(remote), contact: said,
 			})
 		},
 		Check:  func(key ed25519.PublicKey, b []byte, _ net.Addr) error { return s.check(key, b, w.to) },
@@ -228,9 +246,13 @@ func (p *Peer) secure(ctx context.Context, conn net.Conn, w wanted) (*session, e
 		close(s.ready)
 		return s, nil
 	}
-	if !p.links.add(s) {
-		s.Close()
-		return nil, net.ErrClosed
+	if err := p.links.add(s); err != nil {
+		s.Bye(link.CodeOverloaded, err.Error())
+		return nil, err
+	}
+	if p.ID() != said.ID { // it has moved since it said so, and links.drop may have been before this one
+		s.Bye(link.CodeClosed, "the member's contact has changed")
+		return nil, fmt.Errorf("%w: this peer has moved meanwhile", wire.ErrUnreachable)
 	}
 	if s.ended() {
 		s.closed(s.Session) // it was told before it was registered
