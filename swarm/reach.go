@@ -502,6 +502,10 @@ func (p *Peer) try(ctx context.Context, s *session, m wire.Try) wire.Message {
 
 const tryTimeout = time.Second
 
+// entryTimeout bounds the way to the first member. An original in a ring that has not settled takes its time, and asks
+// others first: 10 s is what originals themselves allow for it.
+const entryTimeout = 12 * time.Second
+
 // isReachable asks a member whether it can dial this peer at one of its addresses, and returns the one it reached.
 func (p *Peer) isReachable(ctx context.Context, s *session, self member.Contact) (netip.AddrPort, bool) {
 	ctx, cancel := context.WithTimeout(ctx, tryTimeout+time.Second)
@@ -549,7 +553,7 @@ func (p *Peer) enterAt(ctx context.Context, addr netip.AddrPort, settling bool) 
 	}
 	s := p.links.at(addr)
 	if s == nil && err == nil {
-		dialCtx, cancel := context.WithTimeout(ctx, dialTimeout)
+		dialCtx, cancel := context.WithTimeout(ctx, entryTimeout)
 		defer cancel()
 		s, err = p.dialAddr(dialCtx, addr, member.Contact{Addrs: []netip.AddrPort{addr}})
 	}
@@ -572,7 +576,7 @@ func (p *Peer) enterAt(ctx context.Context, addr netip.AddrPort, settling bool) 
 // contact. The link that it asks over is for nothing else: behind a NAT the address that a peer has of itself is not one
 // that it could prove to be its own.
 func (p *Peer) settle(ctx context.Context, addr netip.AddrPort) error {
-	dialCtx, cancel := context.WithTimeout(ctx, dialTimeout)
+	dialCtx, cancel := context.WithTimeout(ctx, entryTimeout)
 	defer cancel()
 	s, err := p.dialFor(dialCtx, addr, wanted{dialled: true, to: member.Contact{Addrs: []netip.AddrPort{addr}}, private: true})
 	if err != nil {
