@@ -264,3 +264,108 @@ func TestAnsweringAQuestion(t *testing.T) {
 		t.Error("a message of a stranger was taken")
 	}
 }
+
+// Links that others make are bounded: in all, from one host, and for one member.
+func TestLinksAreBounded(t *testing.T) {
+	for _, c := range []struct {
+		name             string
+		most, mostOfHost int
+		oneMember        bool
+		want             int
+	}{
+		{"in all", 3, maxLinksPerHost, false, 3},
+		{"of a host", maxLinks, 4, false, 4},
+		{"of a member", maxLinks, maxLinksPerHost, true, maxLinksPerMember},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p := bound(t, Options{})
+			p.links.most, p.links.mostPerHost = c.most, c.mostOfHost
+			count := func() int {
+				p.links.mu.Lock()
+				defer p.links.mu.Unlock()
+				n := 0
+				for _, h := range p.links.hosts {
+					n += h
+				}
+				if n != p.links.count {
+					t.Errorf("%d links of hosts, %d in all", n, p.links.count)
+				}
+				return n
+			}
+			v := newVillain(closedPort(t))
+			var links []*link.Session
+			for range c.want + 2 {
+				if !c.oneMember {
+					v = newVillain(closedPort(t))
+				}
+				links = append(links, v.dial(t, p))
+			}
+			for _, s := range links[c.want:] {
+				select {
+				case <-s.Done():
+				case <-time.After(20 * time.Second):
+					t.Fatal("one too many is kept")
+				}
+			}
+			if n := count(); n != c.want {
+				t.Errorf("%d links, want %d", n, c.want)
+			}
+			for _, s := range links {
+				s.Close()
+			}
+			eventually(t, "there is room again", func() bool { return count() == 0 })
+		})
+	}
+	for addr, want := range map[string]string{
+		"192.0.2.7:1": "192.0.2.7", "[2001:db8:1:2:3:4:5:6]:1": "2001:db8:1:2::", "[::ffff:192.0.2.7]:1": "192.0.2.7",
+	} {
+		if got := hostOf(net.TCPAddrFromAddrPort(netip.MustParseAddrPort(addr))); got.String() != want {
+			t.Errorf("host of %s: %s", addr, got)
+		}
+	}
+}
+
+// What somebody says about where a member is keeps nobody from reaching it who knows better.
+func TestFalseAddresses(t *testing.T) {
+	p, x := bound(t, Options{Binding: member.ByKey}), bound(t, Options{Binding: member.ByKey})
+	deaf, silent := listener(t) // a connection is made, and that is all
+	defer deaf.Close()
+	for what, addr := range map[string]netip.AddrPort{"nobody answers": silent, "nobody is there": closedPort(t)} {
+		hearsay := x.contact()
+		hearsay.Addrs = []netip.AddrPort{addr}
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		if _, err := p.links.session(ctx, hearsay); err == nil {
+			t.Fatal(err)
+		}
+		cancel()
+		began := time.Now()
+		s, err := p.links.session(t.Context(), x.contact())
+		if took := time.Since(began); err != nil || took >= dialTimeout {
+			t.Fatalf("where %s: %v after %v", what, err, took)
+		}
+		s.Bye(0, "")
+		<-s.gone
+	}
+}
+
+// A peer whose address changes several times at once is at one place in the end.
+func TestMovingTwiceAtOnce(t *testing.T) {
+	p := bound(t, Options{})
+	done := make(chan struct{})
+	for i := range 8 {
+		go func() {
+			defer func() { done <- struct{}{} }()
+			p.setSelf(t.Context(), func(c *member.Contact) {
+				c.Addrs = prefer(netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), uint16(1000+i)), c.Addrs)
+			})
+		}()
+	}
+	for range 8 {
+		<-done
+	}
+	time.Sleep(10 * time.Millisecond) // for the last one to begin, and others to have ended
+	eventually(t, "one place on the ring", func() bool { return running("ring.(*Node).Run") == 1 })
+	if n := len(p.contact().Addrs); n != member.MaxAddrs {
+		t.Errorf("%d addresses, want %d", n, member.MaxAddrs)
+	}
+}

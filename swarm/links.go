@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -64,9 +65,23 @@ type links struct {
 
 	mu      sync.Mutex
 	members map[Hash]*linked
+	hosts   map[netip.Addr]int // links that came in, by where from: see hostOf
 	closed  bool
 	count   int // sessions in all
+
+	// Constant: maxLinks and maxLinksPerHost, but in tests.
+	most, mostPerHost int
 }
+
+// Bounds on the links that others can make this peer keep. They are far above what a member needs: some hundred, and one
+// for each of its leaves.
+const (
+	maxLinks          = 8192
+	maxLinksPerHost   = 2048 // that came in from one address: many may share one
+	maxLinksPerMember = 8    // by both sides, over different ways, and old ones that have not been noticed to be dead
+)
+
+var errTooMany = errors.New("this member has as many links as it can have")
 
 var _ wire.Transport = (*links)(nil)
 
@@ -75,7 +90,8 @@ type linked struct {
 	contact  member.Contact
 	sessions []*session // live, the best way first, of equals the oldest
 	dialling *dialling
-	failed   time.Time // when dialling last failed
+	failed   time.Time      // when dialling last failed
+	tried    member.Contact // as it was known then
 	reason   error
 	rtt      time.Duration // smoothed
 	greeted  bool          // the NewPeer hook has had it
@@ -83,6 +99,7 @@ type linked struct {
 
 // dialling is one attempt to reach a member that all who want it wait for.
 type dialling struct {
+	to      member.Contact
 	done    chan struct{}
 	session *session
 	err     error
@@ -97,7 +114,8 @@ type session struct {
 	how      How
 	via      Hash // the host of a Circuit
 	outbound bool
-	private  bool // made for one purpose, by this side
+	private  bool       // made for one purpose, by this side
+	host     netip.Addr // that it counts for in links.hosts; invalid if for none
 	since    time.Time
 	used     atomic.Int64  // when it was last used, Unix nanoseconds
 	streams  atomic.Int32  // open for applications and circuits
@@ -107,7 +125,11 @@ type session struct {
 	ready    chan struct{} // closed when the fields above are set and the link is registered
 }
 
-func newLinks(p *Peer) *links { return &links{peer: p, members: make(map[Hash]*linked)} }
+func newLinks(p *Peer) *links {
+	return &links{
+		peer: p, members: make(map[Hash]*linked), hosts: make(map[netip.Addr]int), most: maxLinks, mostPerHost: maxLinksPerHost,
+	}
+}
 
 // Call sends a request and waits for the answer; see [wire.Transport].
 func (l *links) Call(ctx context.Context, to member.Contact, request wire.Message) (wire.Message, error) {
@@ -267,14 +289,15 @@ func (l *links) session(ctx context.Context, to member.Contact) (*session, error
 		m = &linked{contact: to}
 		l.members[to.ID] = m
 	}
-	if time.Since(m.failed) < retryDialIn && !m.failed.IsZero() {
+	// Members are known from hearsay too: addresses that lead nowhere say nothing about others that may be right.
+	if time.Since(m.failed) < retryDialIn && !m.failed.IsZero() && m.tried.Equal(to) {
 		err := m.reason
 		l.mu.Unlock()
 		return nil, err
 	}
 	d := m.dialling
-	if d == nil {
-		d = &dialling{done: make(chan struct{})}
+	if d == nil || !d.to.Equal(to) {
+		d = &dialling{to: to, done: make(chan struct{})}
 		m.dialling = d
 		// The attempt outlives who asked for it first: others wait for it too.
 		if !l.peer.background(func(ctx context.Context) { l.dial(ctx, to, d) }) {
@@ -298,14 +321,16 @@ func (l *links) dial(ctx context.Context, to member.Contact, d *dialling) {
 	defer cancel()
 	d.session, d.err = l.peer.reach(ctx, to)
 	l.mu.Lock()
-	if m := l.members[to.ID]; m != nil && m.dialling == d {
-		m.dialling = nil
+	if m := l.members[to.ID]; m != nil {
+		if m.dialling == d {
+			m.dialling = nil
+		}
 		if d.err == nil || errors.Is(d.err, errIsOriginal) {
 			m.failed = time.Time{}
 		} else if s := l.liveLocked(to.ID); s != nil {
 			d.session, d.err = s, nil // it has come to us meanwhile
 		} else {
-			m.failed, m.reason = time.Now(), d.err
+			m.failed, m.tried, m.reason = time.Now(), to, d.err
 		}
 	}
 	l.mu.Unlock()
@@ -316,13 +341,24 @@ func (l *links) dial(ctx context.Context, to member.Contact, d *dialling) {
 }
 
 // add registers a link that is up. The caller has checked who is at its other end.
-func (l *links) add(s *session) bool {
-	l.mu.Lock()
-	if l.closed {
-		l.mu.Unlock()
-		return false
+func (l *links) add(s *session) error {
+	host := netip.Addr{}
+	if !s.outbound && s.how == Direct {
+		host = hostOf(s.RemoteAddr())
 	}
+	l.mu.Lock()
 	m := l.members[s.contact.ID]
+	switch {
+	case l.closed:
+		l.mu.Unlock()
+		return net.ErrClosed
+	case l.count >= l.most, host.IsValid() && l.hosts[host] >= l.mostPerHost, m != nil && len(m.sessions) >= maxLinksPerMember:
+		l.mu.Unlock()
+		return errTooMany
+	}
+	if s.host = host; host.IsValid() {
+		l.hosts[host]++
+	}
 	if m == nil {
 		m = &linked{}
 		l.members[s.contact.ID] = m
@@ -337,7 +373,26 @@ func (l *links) add(s *session) bool {
 	if greet && l.peer.o.Hooks.NewPeer != nil {
 		l.peer.o.Hooks.NewPeer(memberOf(s.contact))
 	}
-	return true
+	return nil
+}
+
+// hostOf returns what stands for the host at an address: with IPv6 its network, as each host has a whole one (RFC 4291).
+func hostOf(a net.Addr) netip.Addr {
+	addr := addrPort(a).Addr()
+	if addr.Is6() {
+		return netip.PrefixFrom(addr, 64).Masked().Addr()
+	}
+	return addr
+}
+
+// outLocked counts a link no more.
+func (l *links) outLocked(s *session) {
+	l.count--
+	if s.host.IsValid() {
+		if l.hosts[s.host]--; l.hosts[s.host] == 0 {
+			delete(l.hosts, s.host)
+		}
+	}
 }
 
 // keyOf returns the key that a member has proved, nil if nothing is known of that.
@@ -363,9 +418,9 @@ func (l *links) unseat(c member.Contact) {
 				return false
 			}
 			old = append(old, s)
+			l.outLocked(s)
 			return true
 		})
-		l.count -= len(old)
 	}
 	l.mu.Unlock()
 	for _, s := range old {
@@ -381,7 +436,7 @@ func (l *links) remove(s *session) {
 	if m != nil {
 		if i := slices.Index(m.sessions, s); i >= 0 {
 			m.sessions = slices.Delete(m.sessions, i, i+1)
-			l.count--
+			l.outLocked(s)
 			last = len(m.sessions) == 0
 		}
 	}
@@ -393,7 +448,7 @@ func (l *links) remove(s *session) {
 	}
 }
 
-// forget drops what is known about members that there is no link to, and closes links that nobody needs.
+// reap forgets what is known about members that there is no link to, and closes links that nobody needs.
 func (l *links) reap(needed func(Hash) bool) {
 	now := time.Now()
 	var idle []*session
@@ -411,7 +466,7 @@ func (l *links) reap(needed func(Hash) bool) {
 	}
 	l.mu.Unlock()
 	for _, s := range idle {
-		s.Close()
+		s.Bye(link.CodeClosed, "no longer needed")
 	}
 }
 
@@ -423,7 +478,9 @@ func (l *links) drop() {
 		all = append(all, m.sessions...)
 		m.sessions = nil
 	}
-	l.count -= len(all)
+	for _, s := range all {
+		l.outLocked(s)
+	}
 	l.mu.Unlock()
 	for _, s := range all {
 		s.Bye(link.CodeClosed, "the member's contact has changed")

@@ -53,6 +53,8 @@ type Peer struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 
+	moving sync.Mutex // held while the peer's contact is changed; before mu
+
 	// mu guards all that follows.
 	mu        sync.Mutex
 	wg        sync.WaitGroup // Add under mu, and only while not closed
@@ -187,6 +189,10 @@ func (p *Peer) node() *ring.Node { return p.current.Load().node }
 // setSelf changes what the peer says about itself. It reports whether that moves it to another place on the ring: then
 // it has left the old one, its links are closed, and it has to join again.
 func (p *Peer) setSelf(ctx context.Context, change func(c *member.Contact)) bool {
+	p.moving.Lock()
+	defer p.moving.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, leaveTimeout)
+	defer cancel()
 	c := p.contact()
 	change(&c)
 	if p.o.Binding == member.ByAddress && len(c.Addrs) > 0 {
