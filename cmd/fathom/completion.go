@@ -53,6 +53,7 @@ var valueCompletions = map[string]cobra.CompletionFunc{
 
 	"target-interface": completeInterfaces,
 	"log-level":        cobra.FixedCompletions([]cobra.Completion{"debug", "info", "warning", "error", "critical"}, cobra.ShellCompDirectiveNoFileComp),
+	"port-mapping":     cobra.FixedCompletions([]cobra.Completion{"off", "auto", "upnp", "natpmp", "pcp"}, cobra.ShellCompDirectiveNoFileComp),
 	"preset":           cobra.FixedCompletions([]cobra.Completion{"epics-ca", "epics-pva", "mdns", "ssdp", "wol"}, cobra.ShellCompDirectiveNoFileComp),
 }
 
