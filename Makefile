@@ -20,7 +20,8 @@ export CGO_ENABLED ?= 0
 
 # What promises to compile on systems that are not Linux; everything else is Linux only.
 PORTABLE  := packet probe probe/stateless trace anycast anycast/access anycast/client anycast/controller anycast/enroll \
-             anycast/export anycast/fleettest anycast/hitlist anycast/measurepb anycast/volta store web cmd/fathom
+             anycast/export anycast/fleettest anycast/hitlist anycast/measurepb anycast/volta store web nat nat/punch swarm \
+             swarm/broadcast swarm/cicada swarm/link swarm/record swarm/ring swarm/trust cmd/fathom
 # What promises to work for an ordinary user; these tests run twice when root runs them.
 ROOTLESS  := internal/rawio lab probe trace anycast/enroll store cmd/fathom cmd/mtr-packet
 # What measures time, and so has the machine to itself; the tests of other packages mostly wait.
