@@ -5,6 +5,7 @@ package swarm
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/netip"
 	"runtime"
@@ -48,6 +49,7 @@ func running(function string) int {
 type villain struct {
 	identity *member.Identity
 	hello    hello
+	streams  chan net.Conn // that others open; nil: they are accepted and forgotten
 }
 
 func newVillain(claimed netip.AddrPort) *villain {
@@ -61,7 +63,13 @@ func newVillain(claimed netip.AddrPort) *villain {
 func (v *villain) Request(_ *link.Session, _ []byte, reply func([]byte)) { reply(nil) }
 func (v *villain) Cast(*link.Session, []byte)                            {}
 func (v *villain) Message(*link.Session, []byte) error                   { return nil }
-func (v *villain) Stream(_ *link.Session, _ []byte, c net.Conn) error    { return nil }
+func (v *villain) Stream(_ *link.Session, _ []byte, c net.Conn) error {
+	if v.streams != nil {
+		v.streams <- c
+	}
+	return nil
+}
+
 func (v *villain) config() link.Config {
 	return link.Config{
 		Identity: v.identity.Private(), Handler: v,
@@ -82,7 +90,7 @@ func (v *villain) over(t *testing.T, c net.Conn) (*link.Session, error) {
 // dial makes a link to a peer.
 func (v *villain) dial(t *testing.T, p *Peer) *link.Session {
 	t.Helper()
-	c, err := net.Dial("tcp", p.Addr().String())
+	c, err := net.Dial("tcp", p.listener.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -367,5 +375,151 @@ func TestMovingTwiceAtOnce(t *testing.T) {
 	eventually(t, "one place on the ring", func() bool { return running("ring.(*Node).Run") == 1 })
 	if n := len(p.contact().Addrs); n != member.MaxAddrs {
 		t.Errorf("%d addresses, want %d", n, member.MaxAddrs)
+	}
+}
+
+func TestObservedNonsense(t *testing.T) {
+	for _, addr := range []string{"0.0.0.0:1", "[::]:1", "224.0.0.1:5", "255.255.255.255:9", "192.0.2.1:0"} {
+		b := appendHello(nil, hello{observed: netip.MustParseAddrPort(addr), contact: newVillain(netip.MustParseAddrPort("192.0.2.1:1")).hello.contact})
+		if h, err := decodeHello(b); err != nil || h.observed.IsValid() {
+			t.Errorf("%s: %v, %v", addr, h.observed, err)
+		}
+	}
+}
+
+// Trying addresses for others takes a bounded number of connections.
+func TestTryingIsBounded(t *testing.T) {
+	p := bound(t, Options{})
+	deaf, silent := listener(t)
+	defer deaf.Close()
+	v := newVillain(silent)
+	v.hello.private = true
+	s := v.dial(t, p)
+	try := func() wire.Message {
+		b, err := s.Call(t.Context(), wire.Append(nil, wire.Try{From: v.hello.contact}))
+		if err != nil {
+			t.Error(err)
+			return nil
+		}
+		m, err := wire.Decode(b)
+		if err != nil {
+			t.Error(err)
+		}
+		return m
+	}
+	answers := make(chan wire.Message)
+	for range 5 {
+		go func() { answers <- try() }()
+	}
+	refused := 0
+	for range 5 {
+		if r, ok := (<-answers).(wire.Refused); ok && r.Code == wire.Overloaded {
+			refused++
+		}
+	}
+	if refused != 4 {
+		t.Errorf("%d of 5 requests at once are refused, want 4", refused)
+	}
+	p.tries.Store(maxTries)
+	if r, ok := try().(wire.Refused); !ok || r.Code != wire.Overloaded {
+		t.Error("there is no bound for all members together")
+	}
+	if n := p.tries.Load(); n != maxTries {
+		t.Errorf("%d tries are counted, want %d", n, maxTries)
+	}
+}
+
+// A member can have so many circuits carried, also when it opens them at once, and none inside another.
+func TestCircuitsAreBounded(t *testing.T) {
+	p := bound(t, Options{})
+	a, b := newVillain(closedPort(t)), newVillain(closedPort(t))
+	b.streams = make(chan net.Conn, 100)
+	from := a.dial(t, p)
+	b.dial(t, p)
+	eventually(t, "both are linked", func() bool {
+		return p.links.live(a.hello.contact.ID) != nil && p.links.live(b.hello.contact.ID) != nil
+	})
+	opened := make(chan error)
+	for range 60 {
+		go func() {
+			_, err := from.Open(t.Context(), appendHeader(nil, header{kind: headerCircuit, to: b.hello.contact.ID}))
+			opened <- err
+		}()
+	}
+	good := 0
+	for range 60 {
+		if <-opened == nil {
+			good++
+		}
+	}
+	if good != maxCircuitsPerMember {
+		t.Errorf("%d circuits, want %d", good, maxCircuitsPerMember)
+	}
+	for range good {
+		select {
+		case <-b.streams:
+		case <-time.After(20 * time.Second):
+			t.Fatal("a circuit does not arrive")
+		}
+	}
+	s := &session{peer: p, contact: newVillain(closedPort(t)).hello.contact, how: Circuit}
+	if err := p.carry(s, b.hello.contact.ID, nil); !errors.Is(err, errNested) {
+		t.Errorf("a circuit inside a circuit: %v", err)
+	}
+}
+
+// Nobody can make a peer knock at the doors of its own machine, unless the swarm is there.
+func TestLocalAddresses(t *testing.T) {
+	p := bound(t, Options{})
+	p.setSelf(t.Context(), func(c *member.Contact) { c.Addrs = []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:1000")} })
+	l, inside := listener(t)
+	v := newVillain(inside)
+	if _, err := p.dialDirect(t.Context(), v.hello.contact); err == nil {
+		t.Error("dialled")
+	}
+	if err := p.proves(t.Context(), v.hello.contact); err == nil {
+		t.Error("dialled for a proof")
+	}
+	if l, ok := l.(*net.TCPListener); ok {
+		l.SetDeadline(time.Now().Add(50 * time.Millisecond))
+	}
+	if _, err := l.Accept(); err == nil {
+		t.Error("somebody knocked")
+	}
+	for addr, want := range map[string]bool{"127.0.0.1": false, "::1": false, "169.254.169.254": false, "fe80::1": false, "192.0.2.1": true, "2001:db8::1": true} {
+		if p.mayDial(netip.MustParseAddr(addr)) != want {
+			t.Errorf("%s: %t", addr, !want)
+		}
+	}
+	// One that has come from this machine shows that the swarm is here.
+	newVillain(closedPort(t)).dial(t, p)
+	eventually(t, "addresses here are dialled", func() bool { return p.mayDial(inside.Addr()) })
+}
+
+// In a secure swarm anybody can say that an address is its own; messages go to who is there.
+func TestAddressOfAnother(t *testing.T) {
+	secure := Options{Binding: member.ByKey}
+	p, x := bound(t, secure), bound(t, secure)
+	squatter := bound(t, Options{Binding: member.ByKey, Name: x.Addr().String()})
+	squatter.setSelf(t.Context(), func(c *member.Contact) { c.Addrs = append(c.Addrs, x.Addr()) })
+	for _, other := range []*Peer{squatter, x} {
+		if s := p.links.at(x.Addr()); s != nil {
+			t.Errorf("%s is known by the address of another", s.contact)
+		}
+		if err := other.Connect(t.Context(), p.Addr().String()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.links.drop() // the first to be asked for is none that is linked already
+	for range 2 {
+		if err := p.Send(t.Context(), ToAddrPort(x.Addr()), []byte("x")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if x.Pending() != 2 || squatter.Pending() != 0 {
+		t.Errorf("%d messages are where they belong, %d with another", x.Pending(), squatter.Pending())
+	}
+	if s := p.links.at(x.Addr()); s == nil || s.contact.ID != x.ID() {
+		t.Error("another is known by the address")
 	}
 }

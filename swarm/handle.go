@@ -259,7 +259,6 @@ func (p *Peer) secure(ctx context.Context, conn net.Conn, w wanted) (*session, e
 		return nil, fmt.Errorf("%w: %w", wire.ErrUnreachable, s.Err())
 	}
 	close(s.ready)
-	p.reacher.observed(s)
 	p.node().Learn(s.contact)
 	return s, nil
 }
@@ -332,7 +331,11 @@ func (s *session) atClaimed(conn net.Conn) bool {
 func (p *Peer) proves(ctx context.Context, c member.Contact) error {
 	var conn net.Conn
 	err := error(nil)
-	if !c.Leaf {
+	switch {
+	case c.Leaf:
+	case !p.mayDial(c.Addr().Addr()):
+		err = errUnproved
+	default:
 		conn, err = p.reacher.dial(ctx, c.Addr())
 	}
 	if conn == nil && p.links.keyOf(c.ID) != nil {

@@ -76,7 +76,13 @@ func decodeHello(b []byte) (hello, error) {
 		return hello{}, errHello
 	}
 	if addr, ok := netip.AddrFromSlice(b[3 : 3+size]); ok {
-		h.observed = netip.AddrPortFrom(addr.Unmap(), binary.BigEndian.Uint16(b[3+size:]))
+		// What can be nobody's address is as good as none: it would make a contact that everyone refuses.
+		if addr = addr.Unmap(); !addr.IsUnspecified() && !addr.IsMulticast() && addr != limitedBroadcast {
+			h.observed = netip.AddrPortFrom(addr, binary.BigEndian.Uint16(b[3+size:]))
+		}
+		if h.observed.Port() == 0 {
+			h.observed = netip.AddrPort{}
+		}
 	}
 	var err error
 	h.contact, err = wire.DecodeContact(b[5+size:])
@@ -85,6 +91,8 @@ func decodeHello(b []byte) (hello, error) {
 	}
 	return h, nil
 }
+
+var limitedBroadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 
 // An envelope is the body of a message between two members:
 //

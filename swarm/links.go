@@ -120,6 +120,8 @@ type session struct {
 	used     atomic.Int64  // when it was last used, Unix nanoseconds
 	streams  atomic.Int32  // open for applications and circuits
 	carried  atomic.Int32  // circuits carried for the member
+	trying   atomic.Bool   // its addresses
+	meeting  atomic.Bool   // punching, as it asked
 	gone     chan struct{} // closed when it is no longer registered
 	went     sync.Once     // for gone
 	ready    chan struct{} // closed when the fields above are set and the link is registered

@@ -48,6 +48,7 @@ type Peer struct {
 	services services
 	copies   copies
 	counters counters
+	tries    atomic.Int32 // requests to try under way
 
 	// ctx ends when the peer is closed; wg counts what runs until then.
 	ctx    context.Context

@@ -27,8 +27,10 @@ type reacher struct {
 	bound    netip.AddrPort
 	puncher  *punch.Puncher // nil where the system does not allow it
 
+	asking sync.Mutex // held while an address is dialled to see who is there; before mu
+
 	mu   sync.Mutex
-	seen map[netip.Addr]Hash // addresses that others see this peer at, and who said so last
+	mute map[netip.AddrPort]time.Time // addresses at which nobody answered, and when
 }
 
 // newReacher listens on an address.
@@ -40,7 +42,7 @@ func newReacher(p *Peer, addr netip.AddrPort) (*reacher, error) {
 		return nil, err
 	}
 	addr = netip.AddrPortFrom(addr.Addr(), addrPort(plain.Addr()).Port())
-	r := &reacher{peer: p, listener: plain, bound: addr, seen: make(map[netip.Addr]Hash)}
+	r := &reacher{peer: p, listener: plain, bound: addr, mute: make(map[netip.AddrPort]time.Time)}
 	plain.Close()
 	r.listener, err = punch.ListenTCP(p.ctx, addr)
 	if errors.Is(err, errors.ErrUnsupported) {
@@ -124,20 +126,28 @@ func (r *reacher) isOwn(a netip.Addr) bool {
 	})
 }
 
-// observed takes in where another member sees this one.
-func (r *reacher) observed(s *session) {
-	if !s.hello.observed.IsValid() || s.how != Direct {
-		return
-	}
+// Of addresses at which nobody answered.
+const (
+	maxMute  = 1024
+	muteLife = time.Minute
+)
+
+// isMute reports whether nobody answered at an address a short while ago.
+func (r *reacher) isMute(addr netip.AddrPort) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.seen) < maxSeen {
-		r.seen[s.hello.observed.Addr()] = s.contact.ID
-	}
+	since, ok := r.mute[addr]
+	return ok && time.Since(since) < muteLife
 }
 
-// maxSeen bounds the addresses that others can make this peer remember.
-const maxSeen = 16
+func (r *reacher) setMute(addr netip.AddrPort) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.mute) >= maxMute {
+		clear(r.mute)
+	}
+	r.mute[addr] = time.Now()
+}
 
 // dial connects to an address.
 func (r *reacher) dial(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
@@ -225,7 +235,7 @@ func (p *Peer) dialDirect(ctx context.Context, to member.Contact) (*session, err
 	}
 	own := p.contact().Addrs
 	addrs := slices.DeleteFunc(slices.Clone(to.Addrs), func(a netip.AddrPort) bool {
-		return slices.Contains(own, a) || a.Addr().IsUnspecified() || a.Addr().IsMulticast()
+		return slices.Contains(own, a) || a.Addr().IsUnspecified() || a.Addr().IsMulticast() || !p.mayDial(a.Addr())
 	})
 	if len(addrs) == 0 {
 		return nil, fmt.Errorf("%w: it has no address", wire.ErrUnreachable)
@@ -264,6 +274,14 @@ func (p *Peer) dialDirect(ctx context.Context, to member.Contact) (*session, err
 			next.Reset(0)
 		}
 	}
+}
+
+// mayDial reports whether an address that others have named may be dialled. Those of this machine alone, and of the wire
+// it is on, are for swarms that live there: others could use them to knock at doors that are closed to them.
+func (p *Peer) mayDial(a netip.Addr) bool {
+	local := func(a netip.Addr) bool { return a.IsLoopback() || a.IsLinkLocalUnicast() }
+	return !local(a) || slices.ContainsFunc(p.contact().Addrs, func(own netip.AddrPort) bool { return local(own.Addr()) }) ||
+		slices.ContainsFunc(p.links.all(), func(s *session) bool { return local(addrPort(s.RemoteAddr()).Addr()) })
 }
 
 // dialAddr connects to an address and makes a link to whoever answers, which has to be to if that has an ID. What
@@ -397,7 +415,14 @@ func (p *Peer) meet(ctx context.Context, s *session, m wire.Meet) wire.Message {
 	if err != nil {
 		return wire.Refused{Code: wire.Invalid, Reason: err.Error()}
 	}
-	ctx, cancel := context.WithTimeout(ctx, punchTimeout)
+	if !s.meeting.CompareAndSwap(false, true) {
+		return wire.Refused{Code: wire.Overloaded, Reason: "one after the other"}
+	}
+	ctx, stop := context.WithTimeout(ctx, punchTimeout)
+	cancel := func() {
+		stop()
+		s.meeting.Store(false)
+	}
 	mine, err := p.reacher.offer(ctx)
 	if err != nil {
 		cancel()
@@ -475,6 +500,14 @@ func (p *Peer) try(ctx context.Context, s *session, m wire.Try) wire.Message {
 	if m.From.ID != s.contact.ID || m.From.Verify(p.o.Binding) != nil {
 		return wire.Refused{Code: wire.Invalid, Reason: "a member can ask for itself only"}
 	}
+	if !s.trying.CompareAndSwap(false, true) {
+		return wire.Refused{Code: wire.Overloaded, Reason: "one after the other"}
+	}
+	defer s.trying.Store(false)
+	defer p.tries.Add(-1)
+	if p.tries.Add(1) > maxTries {
+		return wire.Refused{Code: wire.Overloaded, Reason: "trying for others"}
+	}
 	remote := addrPort(s.RemoteAddr()).Addr()
 	reached := make([]bool, len(m.From.Addrs))
 	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
@@ -500,7 +533,10 @@ func (p *Peer) try(ctx context.Context, s *session, m wire.Try) wire.Message {
 	return wire.Tried{Reached: reached}
 }
 
-const tryTimeout = time.Second
+const (
+	tryTimeout = time.Second
+	maxTries   = 32 // requests to try at a time, each of up to member.MaxAddrs connections
+)
 
 // entryTimeout bounds the way to the first member. An original in a ring that has not settled takes its time, and asks
 // others first: 10 s is what originals themselves allow for it.
@@ -635,6 +671,7 @@ func (p *Peer) maintain(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	reaped, looked, published, checked := time.Now(), time.Now(), time.Now(), time.Now()
+	known := false // the name is published, of a member that has joined nobody
 	for alone := 0; ; {
 		select {
 		case <-tick.C:
@@ -648,6 +685,13 @@ func (p *Peer) maintain(ctx context.Context) {
 		}
 		if !p.isConnected() {
 			alone = 0
+			// The first member of a swarm joins nobody, and has a name and an address to publish all the same.
+			if p.alone() {
+				known = false
+			} else if !known || now.Sub(published) >= publishInterval {
+				known, published = true, now
+				p.publishName(ctx)
+			}
 			continue
 		}
 		if p.alone() {

@@ -366,9 +366,44 @@ func (p *Peer) lookup(ctx context.Context, key Hash, o ring.LookupOptions) (wire
 const lookupTimeout = 10 * time.Second
 
 // findAddr finds the member of a secure swarm that is known by an address: members keep a record of theirs under it.
+// Anybody can make such a record, so who answers at the address counts for more. Where nobody does the record has to do:
+// those behind NATs can be met through others only.
 func (p *Peer) findAddr(ctx context.Context, addr netip.AddrPort) (member.Contact, error) {
-	return p.findName(ctx, addr.String())
+	if addr == p.Addr() {
+		return p.contact(), nil
+	}
+	if s := p.links.at(addr); s != nil {
+		return s.contact, nil
+	}
+	named, err := p.findName(ctx, addr.String())
+	if err != nil {
+		return member.Contact{}, err
+	}
+	p.reacher.asking.Lock()
+	defer p.reacher.asking.Unlock()
+	if s := p.links.at(addr); s != nil { // there is now
+		return s.contact, nil
+	}
+	if p.reacher.isMute(addr) {
+		return named, nil
+	}
+	dialCtx, cancel := context.WithTimeout(ctx, findAddrTimeout)
+	defer cancel()
+	s, err := p.dialAddr(dialCtx, addr, member.Contact{Dialect: member.Native})
+	if err != nil {
+		if ctx.Err() == nil {
+			p.reacher.setMute(addr)
+		}
+		return named, nil
+	}
+	if s.contact.ID != named.ID {
+		p.conflict(Conflict{Kind: "name", Subject: record.Key(addr.String()), Between: []Hash{s.contact.ID, named.ID}})
+	}
+	return s.contact, nil
 }
+
+// findAddrTimeout is how long to wait for an answer where most members answer at once, and those behind NATs never do.
+const findAddrTimeout = 500 * time.Millisecond
 
 // findName finds the member that has published a name. When several have, the one that the owner of the name's place
 // has had for longest is taken, and the Conflict hook is told.

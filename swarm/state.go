@@ -201,13 +201,17 @@ func (p *Peer) Walk(ctx context.Context, visit func(Neighbourhood) bool) error {
 	return nil
 }
 
-// at returns a live link to the member that is known by an address, nil if there is none.
+// at returns a live link to the member that is known by an address, nil if there is none. What members say about
+// their addresses does not count, but for the one that their IDs are bound to: only where they were dialled.
 func (l *links) at(addr netip.AddrPort) *session {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, m := range l.members {
-		if len(m.sessions) > 0 && slices.Contains(m.sessions[0].contact.Addrs, addr) {
-			return m.sessions[0]
+		for _, s := range m.sessions {
+			dialled := s.outbound && s.how == Direct && addrPort(s.RemoteAddr()) == addr
+			if dialled || l.peer.o.Binding == member.ByAddress && s.contact.Addr() == addr {
+				return m.sessions[0]
+			}
 		}
 	}
 	return nil

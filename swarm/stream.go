@@ -247,12 +247,18 @@ const (
 var (
 	errNoForwarding = errors.New("this member carries no circuits")
 	errNotLinked    = errors.New("this member has no link there")
+	errNested       = errors.New("circuits do not go through circuits")
+
+	errTooManyCircuits = errors.New("this member carries as many circuits as it can")
 )
 
 // carry joins a stream that a member has opened to one to another member.
 func (p *Peer) carry(from *session, to Hash, in *link.Stream) error {
 	if p.o.NoForwarding {
 		return errNoForwarding
+	}
+	if from.how == Circuit {
+		return errNested // one byte could be made to go to and fro between two hosts as often as somebody likes
 	}
 	target := p.links.live(to)
 	neighbour := member.Contact{}
@@ -263,14 +269,14 @@ func (p *Peer) carry(from *session, to Hash, in *link.Stream) error {
 	if target == nil && len(neighbour.Addrs) == 0 || target != nil && target.how == Circuit || neighbour.Leaf || to == from.contact.ID {
 		return errNotLinked
 	}
-	if p.counters.circuits.Load() >= maxCircuits || from.carried.Load() >= maxCircuitsPerMember {
-		return fmt.Errorf("this member carries as many circuits as it can")
-	}
-	p.counters.circuits.Add(1)
-	from.carried.Add(1)
 	release := func() {
 		p.counters.circuits.Add(-1)
 		from.carried.Add(-1)
+	}
+	// Both are counted before they are looked at: many may be opened at once.
+	if all, its := p.counters.circuits.Add(1), from.carried.Add(1); all > maxCircuits || its > maxCircuitsPerMember {
+		release()
+		return errTooManyCircuits
 	}
 	if !p.background(func(ctx context.Context) {
 		defer release()
