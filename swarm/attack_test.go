@@ -50,6 +50,8 @@ type villain struct {
 	identity *member.Identity
 	hello    hello
 	streams  chan net.Conn // that others open; nil: they are accepted and forgotten
+	messages chan struct{} // gets one for each, which is acknowledged when hold is closed; nil: they are accepted
+	hold     chan struct{}
 }
 
 func newVillain(claimed netip.AddrPort) *villain {
@@ -62,7 +64,13 @@ func newVillain(claimed netip.AddrPort) *villain {
 
 func (v *villain) Request(_ *link.Session, _ []byte, reply func([]byte)) { reply(nil) }
 func (v *villain) Cast(*link.Session, []byte)                            {}
-func (v *villain) Message(*link.Session, []byte) error                   { return nil }
+func (v *villain) Message(*link.Session, []byte) error {
+	if v.messages != nil {
+		v.messages <- struct{}{}
+		<-v.hold
+	}
+	return nil
+}
 func (v *villain) Stream(_ *link.Session, _ []byte, c net.Conn) error {
 	if v.streams != nil {
 		v.streams <- c
@@ -521,5 +529,103 @@ func TestAddressOfAnother(t *testing.T) {
 	}
 	if s := p.links.at(x.Addr()); s == nil || s.contact.ID != x.ID() {
 		t.Error("another is known by the address")
+	}
+}
+
+// Errors of sending are those that Send's comment names.
+func TestErrorsOfSending(t *testing.T) {
+	p := bound(t, Options{})
+	if err := p.Send(t.Context(), ToName("x"), nil); !errors.Is(err, ErrAlone) || !errors.Is(err, ErrNoSuchMember) {
+		t.Errorf("alone: %v", err)
+	}
+	v := newVillain(closedPort(t))
+	v.messages, v.hold = make(chan struct{}, 2), make(chan struct{})
+	s := v.dial(t, p)
+	eventually(t, "it is linked", func() bool { return p.links.live(v.hello.contact.ID) != nil })
+	told := make(chan error, 2)
+	if err := p.SendAsync(t.Context(), ToID(v.hello.contact.ID), []byte("x"), func(err error) { told <- err }); err != nil {
+		t.Fatal(err)
+	}
+	go func() { told <- p.Send(t.Context(), ToID(v.hello.contact.ID), []byte("x")) }()
+	<-v.messages // the first has arrived, and is not acknowledged
+	s.Bye(link.CodeRefused, "no more")
+	for range 2 {
+		if err := <-told; !errors.Is(err, ErrUnreachable) {
+			t.Errorf("the link ended: %v", err)
+		}
+	}
+	close(v.hold)
+}
+
+func TestErrorOfFullQueue(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
+	t.Parallel()
+	p, x := bound(t, Options{}), bound(t, Options{QueueLength: 1})
+	if err := x.Connect(t.Context(), p.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Send(t.Context(), ToID(x.ID()), []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Send(t.Context(), ToID(x.ID()), []byte("x")); !errors.Is(err, ErrQueueFull) || errors.Is(err, ErrUnreachable) {
+		t.Error(err)
+	}
+}
+
+func TestPacketConnClosed(t *testing.T) {
+	p := bound(t, Options{})
+	c := p.PacketConn()
+	waiting := make(chan error)
+	go func() {
+		_, _, err := c.ReadFrom(nil)
+		waiting <- err
+	}()
+	eventually(t, "it waits", func() bool { return running("swarm.(*inbox).take") == 1 })
+	c.Close()
+	if err := <-waiting; !errors.Is(err, net.ErrClosed) {
+		t.Errorf("the one that waited: %v", err)
+	}
+	c.SetDeadline(time.Now().Add(time.Hour))
+	if _, _, err := c.ReadFrom(nil); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("read: %v", err)
+	}
+	if _, err := c.WriteTo(nil, c.LocalAddr()); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("write: %v", err)
+	}
+	if _, err := p.PacketConn().WriteTo(nil, nil); !errors.Is(err, errNoAddress) {
+		t.Errorf("write to nobody: %v", err)
+	}
+}
+
+// A Connect under way ends with the membership that it is about.
+func TestDisconnectWhileConnecting(t *testing.T) {
+	for what, end := range map[string]func(p *Peer) error{
+		"disconnect": func(p *Peer) error { return p.Disconnect(t.Context()) },
+		"close":      (*Peer).Close,
+	} {
+		p := bound(t, Options{})
+		deaf, silent := listener(t)
+		result := make(chan error)
+		go func() { result <- p.Connect(t.Context(), silent.String()) }()
+		c, err := deaf.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Connect(t.Context(), silent.String()); !errors.Is(err, ErrConnected) {
+			t.Errorf("a second Connect: %v", err)
+		}
+		began := time.Now()
+		if err := end(p); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		if err := <-result; !errors.Is(err, ErrNoEntry) || !errors.Is(err, net.ErrClosed) || time.Since(began) >= dialTimeout {
+			t.Errorf("%s: Connect returns %v, after %v", what, err, time.Since(began))
+		}
+		if p.isConnected() {
+			t.Errorf("%s: connected", what)
+		}
+		c.Close()
 	}
 }

@@ -185,8 +185,8 @@ func (d *deadline) wait() <-chan struct{} {
 }
 
 // context returns a context that ends with os.ErrDeadlineExceeded when the deadline passes.
-func (d *deadline) context() (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancelCause(context.Background())
+func (d *deadline) context(parent context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(parent)
 	done := d.wait()
 	stop := make(chan struct{})
 	go func() {

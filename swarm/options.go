@@ -115,8 +115,8 @@ type Hooks struct {
 
 // A Conflict tells what did not agree.
 type Conflict struct {
-	Kind    string // "message", "broadcast" or "owner"
-	Subject Hash   // the sender, the origin, or the key looked up
+	Kind    string // "message", "broadcast", "owner" or "name"
+	Subject Hash   // the sender, the origin, the key looked up, or the place of the name
 	Between []Hash // the members that disagree, as far as known
 }
 

@@ -33,16 +33,22 @@ var (
 type PacketConn struct {
 	peer        *Peer
 	read, write *deadline
+	ctx         context.Context // ends with net.ErrClosed when it is closed
+	end         context.CancelCauseFunc
 }
 
 // PacketConn returns the peer as a net.PacketConn. Closing it leaves the peer as it is.
 func (p *Peer) PacketConn() *PacketConn {
-	return &PacketConn{peer: p, read: newDeadline(), write: newDeadline()}
+	ctx, end := context.WithCancelCause(context.Background())
+	return &PacketConn{peer: p, read: newDeadline(), write: newDeadline(), ctx: ctx, end: end}
 }
 
 // ReadFrom reads one message, and drops what does not fit into b, as UDP does. Broadcasts are read as well.
 func (c *PacketConn) ReadFrom(b []byte) (int, net.Addr, error) {
-	m, err := c.peer.inbox.take(context.Background(), c.read.wait())
+	if c.ctx.Err() != nil {
+		return 0, nil, c.error("read", nil, net.ErrClosed)
+	}
+	m, err := c.peer.inbox.take(c.ctx, c.read.wait())
 	if err != nil {
 		return 0, nil, c.error("read", nil, err)
 	}
@@ -52,7 +58,13 @@ func (c *PacketConn) ReadFrom(b []byte) (int, net.Addr, error) {
 // WriteTo sends a message to a member, named by an [Addr] or any other address whose String is an ID, and waits until
 // it is acknowledged.
 func (c *PacketConn) WriteTo(b []byte, addr net.Addr) (int, error) {
+	if c.ctx.Err() != nil {
+		return 0, c.error("write", addr, net.ErrClosed)
+	}
 	a, ok := addr.(Addr)
+	if addr == nil {
+		return 0, c.error("write", nil, errNoAddress)
+	}
 	if !ok {
 		id, err := member.ParseID(addr.String())
 		if err != nil {
@@ -60,7 +72,7 @@ func (c *PacketConn) WriteTo(b []byte, addr net.Addr) (int, error) {
 		}
 		a = Addr{id}
 	}
-	ctx, cancel := c.write.context()
+	ctx, cancel := c.write.context(c.ctx)
 	defer cancel()
 	if err := c.peer.Send(ctx, ToID(a.ID), b); err != nil {
 		return 0, c.error("write", addr, err)
@@ -68,10 +80,9 @@ func (c *PacketConn) WriteTo(b []byte, addr net.Addr) (int, error) {
 	return len(b), nil
 }
 
-// Close ends the reads that wait. It does not close the peer.
+// Close ends the calls that wait: they return net.ErrClosed, as all later ones. It does not close the peer.
 func (c *PacketConn) Close() error {
-	c.read.set(time.Unix(0, 1))
-	c.write.set(time.Unix(0, 1))
+	c.end(net.ErrClosed)
 	return nil
 }
 
@@ -90,6 +101,8 @@ func (c *PacketConn) SetReadDeadline(t time.Time) error { c.read.set(t); return 
 
 // SetWriteDeadline sets the time after which WriteTo fails with os.ErrDeadlineExceeded. The zero time is never.
 func (c *PacketConn) SetWriteDeadline(t time.Time) error { c.write.set(t); return nil }
+
+var errNoAddress = errors.New("no address to send to")
 
 func (c *PacketConn) error(op string, to net.Addr, err error) error {
 	if errors.Is(err, os.ErrDeadlineExceeded) {

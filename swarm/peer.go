@@ -57,12 +57,13 @@ type Peer struct {
 	moving sync.Mutex // held while the peer's contact is changed; before mu
 
 	// mu guards all that follows.
-	mu        sync.Mutex
-	wg        sync.WaitGroup // Add under mu, and only while not closed
-	bound     bool
-	connected bool
-	closed    bool
-	entries   []string // bootstrap addresses: Options.Bootstrap, then those given to Connect
+	mu         sync.Mutex
+	wg         sync.WaitGroup // Add under mu, and only while not closed
+	bound      bool
+	connected  bool
+	connecting *connecting // nil: no call of Connect is under way
+	closed     bool
+	entries    []string // bootstrap addresses: Options.Bootstrap, then those given to Connect
 }
 
 // New makes a peer that is bound to nothing yet.
@@ -100,6 +101,9 @@ func (p *Peer) Bind(ctx context.Context, address string) error {
 }
 
 func (p *Peer) bindLocked(ctx context.Context, address string) error {
+	if n := len(p.o.SwarmKeys); n > member.MaxSwarmKeys {
+		return fmt.Errorf("%d swarm keys, at most %d", n, member.MaxSwarmKeys)
+	}
 	addr, err := resolve(ctx, address)
 	if err != nil {
 		return err
@@ -247,10 +251,20 @@ func (p *Peer) Connect(ctx context.Context, addresses ...string) error {
 	case !p.bound:
 		p.mu.Unlock()
 		return ErrNotBound
-	case p.connected:
+	case p.connected || p.connecting != nil:
 		p.mu.Unlock()
 		return ErrConnected
 	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	attempt := &connecting{cancel: cancel, done: make(chan struct{})}
+	p.connecting = attempt
+	defer func() {
+		p.mu.Lock()
+		p.connecting = nil
+		p.mu.Unlock()
+		cancel(nil)
+		close(attempt.done)
+	}()
 	for _, a := range addresses {
 		p.addEntryLocked(a)
 	}
@@ -271,10 +285,17 @@ func (p *Peer) Connect(ctx context.Context, addresses ...string) error {
 		}
 		failures = append(failures, fmt.Errorf("%s: %w", a, err))
 		if ctx.Err() != nil {
+			failures = append(failures, context.Cause(ctx))
 			break
 		}
 	}
 	return fmt.Errorf("%w: %w", ErrNoEntry, errors.Join(failures...))
+}
+
+// connecting is a call of Connect under way.
+type connecting struct {
+	cancel context.CancelCauseFunc
+	done   chan struct{} // closed when it is over
 }
 
 func (p *Peer) addEntryLocked(address string) {
@@ -283,8 +304,8 @@ func (p *Peer) addEntryLocked(address string) {
 	}
 }
 
-// Disconnect leaves the swarm in good order: the neighbours close the gap at once. The peer stays bound, and can be
-// connected again.
+// Disconnect leaves the swarm in good order: the neighbours close the gap at once. A Connect under way is given up. The
+// peer stays bound, and can be connected again.
 func (p *Peer) Disconnect(ctx context.Context) error {
 	p.mu.Lock()
 	if !p.bound || p.closed {
@@ -294,6 +315,16 @@ func (p *Peer) Disconnect(ctx context.Context) error {
 		}
 		return ErrNotBound
 	}
+	attempt := p.connecting
+	p.mu.Unlock()
+	if attempt != nil {
+		attempt.cancel(fmt.Errorf("the peer is being disconnected: %w", net.ErrClosed))
+		select {
+		case <-attempt.done:
+		case <-ctx.Done():
+		}
+	}
+	p.mu.Lock()
 	p.connected = false
 	p.mu.Unlock()
 	return p.node().Leave(ctx)

@@ -10,9 +10,12 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/seed5728abee/fathom/swarm/link"
 	"github.com/seed5728abee/fathom/swarm/member"
 	"github.com/seed5728abee/fathom/swarm/record"
 	"github.com/seed5728abee/fathom/swarm/ring"
@@ -34,8 +37,9 @@ func (p *Peer) ready() error {
 }
 
 // Send sends a message to one member and waits until that member has it in its queue. A member that does not fetch its
-// messages makes the sender wait. The error wraps [ErrNoSuchMember], [ErrUnreachable], [ErrTooLarge], [ErrAlone], or
-// is the receiver's: refused.
+// messages makes the sender wait, and then be told [ErrQueueFull]. Otherwise the error wraps [ErrNoSuchMember], and
+// [ErrAlone] with it when nobody else is there, [ErrTooLarge], [ErrUnreachable], after which the message may have
+// arrived all the same, or tells why the receiver has refused it.
 func (p *Peer) Send(ctx context.Context, to Target, data []byte) error {
 	c, payload, err := p.prepare(ctx, to, data, ring.LookupOptions{})
 	if err != nil {
@@ -56,20 +60,28 @@ func (p *Peer) SendAsync(ctx context.Context, to Target, data []byte, done func(
 		return fmt.Errorf("send to %s: %w", to, err)
 	}
 	if c.ID == p.ID() || p.isOriginal(c) {
-		if !p.background(func(context.Context) { done(p.sendTo(ctx, c, payload)) }) {
-			return net.ErrClosed
-		}
-		return nil
+		return p.sendBehind(ctx, c, payload, done)
 	}
 	s, err := p.links.session(ctx, c)
+	if errors.Is(err, errIsOriginal) {
+		return p.sendBehind(ctx, c, payload, done)
+	}
 	if err != nil {
 		return fmt.Errorf("send to %s: %w", to, err)
 	}
 	p.hookSend(s, payload)
 	s.touch()
 	p.counters.sent.Add(1)
-	if err := s.Post(ctx, payload, done); err != nil {
+	if err := s.Post(ctx, payload, func(err error) { done(outcome(err)) }); err != nil {
 		return fmt.Errorf("send to %s: %w: %w", to, ErrUnreachable, err)
+	}
+	return nil
+}
+
+// sendBehind is sendTo in a goroutine.
+func (p *Peer) sendBehind(ctx context.Context, c member.Contact, payload []byte, done func(error)) error {
+	if !p.background(func(context.Context) { done(p.sendTo(ctx, c, payload)) }) {
+		return net.ErrClosed
 	}
 	return nil
 }
@@ -83,6 +95,9 @@ func (p *Peer) prepare(ctx context.Context, to Target, data []byte, o ring.Looku
 		return member.Contact{}, nil, fmt.Errorf("%w: %d bytes, at most %d", ErrTooLarge, len(data), MaxMessage)
 	}
 	c, err := p.find(ctx, to, o)
+	if errors.Is(err, ErrNoSuchMember) && p.alone() {
+		err = fmt.Errorf("%w: %w", ErrAlone, err)
+	}
 	if err != nil {
 		return member.Contact{}, nil, err
 	}
@@ -137,9 +152,27 @@ func (p *Peer) sendOnce(ctx context.Context, c member.Contact, payload []byte) e
 		if ctx.Err() != nil {
 			return fmt.Errorf("%w: %w", ErrUnreachable, context.Cause(ctx))
 		}
-		return err
+		return outcome(err)
 	}
 	return nil
+}
+
+// outcome makes what a link says about a message an error of this package: the receiver has refused it, or may never
+// have got it.
+func outcome(err error) error {
+	_, bye := errors.AsType[*link.Goodbye](err)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, link.ErrTooLarge):
+		return fmt.Errorf("%w: %w", ErrTooLarge, err)
+	case bye || !errors.Is(err, link.ErrRefused):
+		return fmt.Errorf("%w: %w", ErrUnreachable, err)
+	case strings.HasSuffix(err.Error(), strconv.Quote(ErrQueueFull.Error())): // only texts come back
+		return fmt.Errorf("%w: %w", ErrQueueFull, err)
+	default:
+		return err
+	}
 }
 
 func (p *Peer) isOriginal(c member.Contact) bool { return p.gateway != nil && p.links.isOriginal(c) }
@@ -214,7 +247,7 @@ func (p *Peer) sendThrough(ctx context.Context, through, to member.Contact, payl
 	}
 	defer s.Close()
 	p.hookSend(s, payload)
-	return s.Send(ctx, payload)
+	return outcome(s.Send(ctx, payload))
 }
 
 // Broadcast sends a message to all members of the swarm but those excepted, and this one. It returns when the first

@@ -180,7 +180,7 @@ func (p *Peer) Walk(ctx context.Context, visit func(Neighbourhood) bool) error {
 		if ctx.Err() != nil {
 			return fmt.Errorf("walk: %w", context.Cause(ctx))
 		}
-		if err == nil && ok {
+		if err == nil && ok && neighbours.Self.ID == next.ID { // each speaks for itself
 			n = Neighbourhood{
 				Self: memberOf(neighbours.Self), RTT: time.Since(began),
 				Predecessors: membersOf(neighbours.Predecessors), Successors: membersOf(neighbours.Successors),
