@@ -308,12 +308,14 @@ func (c *swarmControl) ready() {
 
 // mappingEvents tells what happened to a port mapping, an event for each protocol.
 func mappingEvents(out *lineWriter, e nat.Event) {
-	name := "mapping"
+	var name string
 	switch e.Kind {
 	case nat.Renewed:
 		name = "mapping_renewed"
 	case nat.Lost:
 		name = "mapping_lost"
+	default: // there is one, or another one
+		name = "mapping"
 	}
 	for _, proto := range []nat.Protocol{nat.TCP, nat.UDP} {
 		if e.State.Protocol&proto == 0 {

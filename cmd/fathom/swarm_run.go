@@ -175,9 +175,14 @@ func (r *scriptRun) step(ctx context.Context, s scriptStep) error {
 		return r.wait(ctx, s.wait)
 	case scriptRecv:
 		return r.recv(ctx, s.number)
+	default:
+		ctx, cancel := context.WithTimeout(ctx, r.timeout)
+		defer cancel()
+		return r.send(ctx, s)
 	}
-	ctx, cancel := context.WithTimeout(ctx, r.timeout)
-	defer cancel()
+}
+
+func (r *scriptRun) send(ctx context.Context, s scriptStep) error {
 	switch {
 	case s.op == scriptBroadcast:
 		return r.peer.Broadcast(ctx, s.data)

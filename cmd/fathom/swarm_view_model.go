@@ -196,10 +196,11 @@ func (m *ringModel) choose(id swarm.Hash) tea.Cmd {
 	case ringLookup:
 		from := *selected
 		return m.act("look up", func() (string, error) { return m.scene.lookup(m.ctx, &from, id) })
+	default:
+		m.ring.Selected = &id
+		m.status = m.describe(id)
+		return nil
 	}
-	m.ring.Selected = &id
-	m.status = m.describe(id)
-	return nil
 }
 
 // step moves the selection, or the cursor where a member is being chosen for something.
