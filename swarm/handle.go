@@ -304,13 +304,22 @@ func (s *session) bare() bool {
 }
 
 // mustProve reports whether a member has to prove its address before it is believed. In an open swarm anybody can claim
-// an ID in a hello. Three are believed: who speaks from the address that the ID is the hash of, who answers where it was
-// dialled, and who has the key that the member with this ID is known by.
+// an ID in a hello. These are believed: who speaks from the address that the ID is the hash of, who answers there, who
+// answers where the user said that there is a member, and who has the key that the member with this ID is known by.
 func (s *session) mustProve(conn net.Conn, w wanted) bool {
 	if s.peer.o.Binding != member.ByAddress || s.bare() || w.private {
 		return false // keys are proved in the handshake; and what is private is with a member that is known, or is no use
 	}
-	believed := w.dialled || s.how == Direct && s.atClaimed(conn)
+	believed := false
+	switch {
+	case !w.dialled:
+		believed = s.how == Direct && s.atClaimed(conn)
+	case s.how == Direct && w.to.ID != (Hash{}) && !s.contact.Leaf:
+		// Others named it, with further addresses: these can be of somebody else.
+		believed = addrPort(conn.RemoteAddr()) == s.contact.Addr()
+	default:
+		believed = true
+	}
 	if s.contact.Leaf && believed {
 		return false // it cannot be asked at its address
 	}
@@ -326,6 +335,10 @@ func (s *session) atClaimed(conn net.Conn) bool {
 	})
 }
 
+// proofTimeout is for the connection to an address that is to be proved: its own LAN may be the only one that a member
+// cannot be reached from by the address that it is known by.
+const proofTimeout = time.Second
+
 // proves checks that a member has the key it says: it is dialled at the address that it is known by, or, if that leads
 // nowhere, the members around its place are asked. Their word is not enough against a key that has been proved.
 func (p *Peer) proves(ctx context.Context, c member.Contact) error {
@@ -336,7 +349,9 @@ func (p *Peer) proves(ctx context.Context, c member.Contact) error {
 	case !p.mayDial(c.Addr().Addr()):
 		err = errUnproved
 	default:
-		conn, err = p.reacher.dial(ctx, c.Addr())
+		dialCtx, cancel := context.WithTimeout(ctx, proofTimeout)
+		conn, err = p.reacher.dial(dialCtx, c.Addr())
+		cancel()
 	}
 	if conn == nil && p.links.keyOf(c.ID) != nil {
 		return errors.Join(err, errWrong)
@@ -350,6 +365,9 @@ func (p *Peer) proves(ctx context.Context, c member.Contact) error {
 			if known.ID == c.ID && c.Key.Equal(known.Key) {
 				return nil
 			}
+		}
+		if leaf, err := p.node().FindLeaf(ctx, c.ID); c.Leaf && err == nil && c.Key.Equal(leaf.Key) {
+			return nil
 		}
 		return errors.Join(err, ErrNoSuchMember)
 	}

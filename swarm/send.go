@@ -371,9 +371,12 @@ func (p *Peer) findID(ctx context.Context, id Hash, o ring.LookupOptions) (membe
 		return f.Owner, nil
 	case len(f.Leaf) > 0 && f.Leaf[0].ID == id:
 		return f.Leaf[0], nil
-	default:
+	}
+	leaf, err := p.node().FindLeaf(ctx, id)
+	if err != nil {
 		return member.Contact{}, ErrNoSuchMember
 	}
+	return leaf, nil
 }
 
 func (p *Peer) lookup(ctx context.Context, key Hash, o ring.LookupOptions) (wire.Found, error) {

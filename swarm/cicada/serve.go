@@ -242,14 +242,21 @@ func (g *Gateway) isHere(c *conn, key member.ID, self Ref) bool {
 // message hands on what an original sends to the owner of key.
 func (g *Gateway) message(ctx context.Context, from member.Contact, key, self member.ID, found wire.Found, payload []byte) {
 	payload = append([]byte(nil), payload...)
-	// What is meant for nobody, and would go back to its sender, stays here: so it does with originals.
-	if key == self || found.Owner.ID == self && len(found.Leaf) == 0 || found.Owner.ID == from.ID && key != from.ID {
+	if key == self || found.Owner.ID == self && len(found.Leaf) == 0 {
 		g.count(&g.stats.Delivered)
 		g.o.Deliver(from, payload)
 		return
 	}
-	g.count(&g.stats.Forwarded)
-	if err := g.o.Forward(ctx, key, from, payload); err != nil {
+	err := g.o.Forward(ctx, key, from, payload)
+	switch {
+	case err == nil:
+		g.count(&g.stats.Forwarded)
+	case found.Owner.ID == from.ID && key != from.ID:
+		// What is meant for nobody, not for a leaf either, and would go back to its sender, stays here: so it does with originals.
+		g.count(&g.stats.Delivered)
+		g.o.Deliver(from, payload)
+	default:
+		g.count(&g.stats.Forwarded)
 		g.o.Log.Debug("message of an original", "from", from.String(), "to", key.Short(), "error", err)
 	}
 }

@@ -59,6 +59,12 @@ func (g *Gateway) Run(ctx context.Context) error {
 // that answer.
 func (g *Gateway) survey(ctx context.Context) {
 	self := g.o.Self()
+	if self.Leaf { // it has no place on the ring: the originals around its ID are those of the member before
+		g.mu.Lock()
+		g.arc, g.arcStart, g.arcEnd = nil, self.ID, self.ID
+		g.mu.Unlock()
+		return
+	}
 	state := g.ring(ctx, self)
 	end := self.ID // the nearest native member after us, or we
 	open := map[member.ID]member.Contact{}

@@ -114,10 +114,7 @@ func (n *Node) handleLookup(ctx context.Context, m wire.Lookup) wire.Message {
 func (n *Node) handleStep(m wire.Step) wire.Message {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	c := wire.Closest{Owner: n.table.owns(m.Key)}
-	if c.Owner {
-		c.Leaf = n.leafLocked(m.Key)
-	}
+	c := wire.Closest{Owner: n.table.owns(m.Key), Leaf: n.leafLocked(m.Key)}
 	c.Contacts = contacts(n.table.closest(m.Key, int(min(m.Count, wire.MaxNeighbours))))
 	return c
 }

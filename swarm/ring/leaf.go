@@ -5,6 +5,7 @@ package ring
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -97,6 +98,13 @@ func (n *Node) handleAttach(from member.Contact, m wire.Attach) wire.Message {
 func (n *Node) attach(ctx context.Context) time.Duration {
 	soon := n.somewhat(n.o.Interval)
 	owner, err := n.ownHost(ctx)
+	if err == nil && owner.Dialect != member.Native {
+		// An original is host of nobody.
+		hosts, _ := n.hostsOf(ctx, n.table.self)
+		if err = ErrNoEntry; len(hosts) > 0 {
+			owner, err = hosts[0], nil
+		}
+	}
 	if err != nil {
 		n.mu.Lock()
 		n.hosts = nil
@@ -155,6 +163,65 @@ func (n *Node) ownHost(ctx context.Context) (member.Contact, error) {
 		}
 	}
 	return member.Contact{}, err
+}
+
+// FindLeaf finds the leaf with an ID by asking those who are its hosts, or may be. [Node.Lookup] is quicker, and asks the owner of its
+// place alone: that may be an original, or so new there that the leaf has not come to it yet. The error wraps [ErrNotFound].
+func (n *Node) FindLeaf(ctx context.Context, id member.ID) (member.Contact, error) {
+	n.mu.Lock()
+	found := n.leafLocked(id)
+	n.mu.Unlock()
+	if len(found) == 0 {
+		_, found = n.hostsOf(ctx, id)
+	}
+	if len(found) == 0 {
+		return member.Contact{}, fmt.Errorf("leaf %s: %w", id.Short(), ErrNotFound)
+	}
+	return found[0], nil
+}
+
+// hostsOf asks members ever closer to a place for the hosts of a leaf there: the first native members at or after it, the nearest
+// first. It ends early when one of them has the leaf.
+func (n *Node) hostsOf(ctx context.Context, id member.ID) (hosts, leaf []member.Contact) {
+	add := func(c member.Contact) {
+		if c.Dialect == member.Native && !c.Leaf && c.ID != n.table.self && !names(hosts, c.ID) && c.Verify(n.o.Binding) == nil {
+			hosts = append(hosts, c)
+		}
+	}
+	n.mu.Lock()
+	for _, c := range contacts(n.table.closest(id, wire.MaxNeighbours)) {
+		add(c)
+	}
+	n.mu.Unlock()
+	for _, c := range n.outsiders(passAttempts) {
+		add(c)
+	}
+	asked := make(map[member.ID]bool)
+	for range 2 * passAttempts {
+		slices.SortFunc(hosts, nearest(id))
+		hosts = hosts[:min(len(hosts), wire.MaxNeighbours)]
+		i := slices.IndexFunc(hosts, func(c member.Contact) bool { return !asked[c.ID] })
+		if i < 0 || i >= member.MaxHosts {
+			break
+		}
+		c := hosts[i]
+		asked[c.ID] = true
+		limited, cancel := context.WithTimeout(ctx, patience)
+		answer, err := call[wire.Closest](limited, n, c, wire.Step{Key: id, Count: wire.MaxNeighbours})
+		cancel()
+		if err != nil {
+			hosts = slices.Delete(hosts, i, i+1)
+			continue
+		}
+		if l := answer.Leaf; len(l) > 0 && l[0].ID == id && l[0].Leaf && l[0].Verify(n.o.Binding) == nil {
+			leaf = l[:1]
+			break
+		}
+		for _, other := range answer.Contacts {
+			add(other)
+		}
+	}
+	return hosts[:min(len(hosts), member.MaxHosts)], leaf
 }
 
 func dropHost(hosts *[]member.Contact, id member.ID) bool {

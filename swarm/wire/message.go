@@ -113,7 +113,7 @@ type Step struct {
 // first. Owner says that the member answering owns the key.
 type Closest struct {
 	Owner    bool
-	Leaf     []member.Contact // as in Found; only from the owner
+	Leaf     []member.Contact // as in Found, from any of its hosts
 	Contacts []member.Contact
 }
 
