@@ -109,6 +109,10 @@ func (a *app) swarmNode(ctx context.Context, o *swarmOptions, options swarm.Opti
 	})
 	if out == nil {
 		a.log.Info("listening", "addr", peer.Addr(), "id", peer.ID().String())
+		group.Go(func() error {
+			a.discard(ctx, peer)
+			return nil
+		})
 		<-ctx.Done()
 		cancel()
 		return errors.Join(peer.Close(), group.Wait())
@@ -131,6 +135,18 @@ func (a *app) swarmNode(ctx context.Context, o *swarmOptions, options swarm.Opti
 		return engine.run(ctx, a.stdin)
 	})
 	return group.Wait()
+}
+
+// discard fetches what is sent to a member that has no program behind it: left in the queue it would take up memory, and
+// senders would be told that it is full.
+func (a *app) discard(ctx context.Context, peer swarmPeer) {
+	for {
+		m, err := peer.Recv(ctx)
+		if err != nil {
+			return
+		}
+		a.log.Debug("message", "from", memberName(m.From), "bytes", len(m.Data), "broadcast", m.Broadcast)
+	}
 }
 
 // How long to wait between attempts to get into a swarm: short at first, as members often start together.

@@ -7,13 +7,16 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	tea "charm.land/bubbletea/v2"
@@ -181,6 +184,60 @@ func TestSwarmCommands(t *testing.T) {
 			t.Errorf("no %s in the picture: %d %s\n%s", p.Addr(), code, ta.err.String(), ta.out.String())
 		}
 	}
+}
+
+func TestReplaceFile(t *testing.T) {
+	t.Parallel()
+	name := filepath.Join(t.TempDir(), "ring.svg")
+	for _, text := range []string{"one", "two"} {
+		if err := replaceFile(name, func(w io.Writer) error { _, err := io.WriteString(w, text); return err }); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.ReadFile(name); err != nil || string(got) != text {
+			t.Errorf("got %q, %v", got, err)
+		}
+	}
+	if err := replaceFile(name, func(io.Writer) error { return io.ErrShortWrite }); !errors.Is(err, io.ErrShortWrite) {
+		t.Errorf("a failure to write: %v", err)
+	}
+	files, err := os.ReadDir(filepath.Dir(name))
+	if got, readErr := os.ReadFile(name); err != nil || readErr != nil || string(got) != "two" || len(files) != 1 {
+		t.Errorf("after the failure: %q, %v, %v", got, files, err)
+	}
+}
+
+// A member without a program behind it takes in what is sent to it, and gets into its swarm when there is one.
+func TestSwarmDaemon(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		a := newTestApp(nil)
+		p := newFakePeer("192.0.2.1:49610")
+		ctx, cancel := context.WithCancel(t.Context())
+		go a.discard(ctx, p)
+		for range 100 {
+			p.inbox <- swarm.Message{}
+		}
+		p.fail = swarm.ErrNoEntry
+		began, tried, joined := time.Now(), make(chan struct{}), make(chan struct{})
+		go func() {
+			a.keepJoining(ctx, p, []string{"192.0.2.2:1", "192.0.2.3:1"}, tried)
+			close(joined)
+		}()
+		<-tried
+		time.Sleep(time.Minute)
+		if n := len(p.told()); n < 6 || n > 12 || p.told()[0] != "connect 192.0.2.2:1 192.0.2.3:1" {
+			t.Errorf("tried %d times in a minute: %q", n, p.told()[0])
+		}
+		p.mu.Lock()
+		p.fail = nil
+		p.mu.Unlock()
+		<-joined
+		if took := time.Since(began); took > time.Minute+swarmJoinMost {
+			t.Errorf("joined after %v", took)
+		}
+		cancel()
+		synctest.Wait()
+	})
 }
 
 // The live view, with members that run here.

@@ -68,6 +68,7 @@ func (s *swarmScene) begin(ctx context.Context, locals int) error {
 			return err
 		}
 		s.watcher = watcher
+		s.wg.Go(func() { s.hear(watcher) }) // as broadcasts come to it, too
 		if err := watcher.Connect(ctx, s.entries...); err != nil {
 			return err
 		}
@@ -143,7 +144,7 @@ func dotLabel(message []byte) string {
 	return label
 }
 
-// hear fetches what a local member receives, until it is closed.
+// hear fetches what a member receives, until it is closed.
 func (s *swarmScene) hear(p *swarm.Peer) {
 	for {
 		m, err := p.Recv(context.Background())
@@ -151,7 +152,7 @@ func (s *swarmScene) hear(p *swarm.Peer) {
 			return
 		}
 		s.mu.Lock()
-		if _, ok := s.heard[string(m.Data)]; ok {
+		if _, ok := s.heard[string(m.Data)]; ok && p != s.watcher {
 			s.heard[string(m.Data)]++
 		}
 		s.mu.Unlock()
