@@ -25,6 +25,7 @@ var chapters = []chapter{
 	{"paths", "Probes and paths, measured through a network that we know", pathsChapter},
 	{"anycast", "One address at three sites: who reaches which, and what moves when one goes", anycastChapter},
 	{"relay", "A search that is cried on one segment is heard on all", relayChapter},
+	{"swarm", "Peers that find each other through NATs", swarmChapter},
 }
 
 // chapter is a part of the demo.
