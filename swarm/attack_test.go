@@ -6,6 +6,7 @@ package swarm
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"runtime"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/seed5728abee/fathom/swarm/link"
 	"github.com/seed5728abee/fathom/swarm/member"
+	"github.com/seed5728abee/fathom/swarm/trust"
 	"github.com/seed5728abee/fathom/swarm/wire"
 )
 
@@ -49,6 +51,7 @@ func running(function string) int {
 type villain struct {
 	identity *member.Identity
 	hello    hello
+	answer   func(m wire.Message) wire.Message
 	streams  chan net.Conn // that others open; nil: they are accepted and forgotten
 	messages chan struct{} // gets one for each, which is acknowledged when hold is closed; nil: they are accepted
 	hold     chan struct{}
@@ -62,8 +65,16 @@ func newVillain(claimed netip.AddrPort) *villain {
 	return v
 }
 
-func (v *villain) Request(_ *link.Session, _ []byte, reply func([]byte)) { reply(nil) }
-func (v *villain) Cast(*link.Session, []byte)                            {}
+func (v *villain) Request(_ *link.Session, b []byte, reply func([]byte)) {
+	m, err := wire.Decode(b)
+	if v.answer == nil || err != nil {
+		reply(nil)
+		return
+	}
+	reply(wire.Append(nil, v.answer(m)))
+}
+
+func (v *villain) Cast(*link.Session, []byte) {}
 func (v *villain) Message(*link.Session, []byte) error {
 	if v.messages != nil {
 		v.messages <- struct{}{}
@@ -654,4 +665,43 @@ func TestHearsayWithAnothersAddress(t *testing.T) {
 	if err != nil || !s.contact.Key.Equal(x.identity.Public()) {
 		t.Errorf("the member itself: %v", err)
 	}
+}
+
+// Who answers a lookup with another address does not get what was to be sealed for the one that was meant.
+func TestLookupWithAnothersAddress(t *testing.T) {
+	p := bound(t, Options{})
+	l, evil := listener(t)
+	v := newVillain(evil)
+	// A place that the villain is asked for.
+	wanted := netip.MustParseAddrPort("192.0.2.1:1")
+	for id := member.OfAddr(wanted); id.Distance(p.ID()).Compare(id.Distance(v.hello.contact.ID)) < 0; id = member.OfAddr(wanted) {
+		wanted = netip.AddrPortFrom(wanted.Addr(), wanted.Port()+1)
+	}
+	table, err := trust.Parse(fmt.Appendf(nil, `{"trusted_hosts": [{"address": %q, "outbound_key": "out", "inbound_key": "in"}]}`, wanted))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.o.Trust = table
+	asked := make(chan struct{}, 100)
+	v.answer = func(m wire.Message) wire.Message {
+		switch m := m.(type) {
+		case wire.Lookup:
+			asked <- struct{}{}
+			return wire.Found{Key: m.Key, Owner: member.Contact{ID: m.Key, Addrs: []netip.AddrPort{evil}}, Hops: 1}
+		case wire.State, wire.Notify:
+			return wire.Neighbours{Self: v.hello.contact}
+		default:
+			return wire.Pong{}
+		}
+	}
+	v.dial(t, p)
+	eventually(t, "it is in the table", func() bool { return len(p.node().Table()) == 1 })
+	c, payload, err := p.prepare(t.Context(), ToAddrPort(wanted), []byte("secret"), lookupPlain)
+	if !errors.Is(err, ErrNoSuchMember) {
+		t.Errorf("%q would go to %s (%v)", payload, c, err)
+	}
+	if len(asked) == 0 {
+		t.Error("the villain was not asked")
+	}
+	l.Close()
 }

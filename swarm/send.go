@@ -367,6 +367,8 @@ func (p *Peer) findID(ctx context.Context, id Hash, o ring.LookupOptions) (membe
 	switch {
 	case err != nil:
 		return member.Contact{}, err
+	case f.Owner.ID == id && !p.isBound(f.Owner):
+		return member.Contact{}, fmt.Errorf("%w: what was found has another's ID", ErrNoSuchMember)
 	case f.Owner.ID == id:
 		return f.Owner, nil
 	case len(f.Leaf) > 0 && f.Leaf[0].ID == id:
@@ -377,6 +379,17 @@ func (p *Peer) findID(ctx context.Context, id Hash, o ring.LookupOptions) (membe
 		return member.Contact{}, ErrNoSuchMember
 	}
 	return leaf, nil
+}
+
+// isBound reports whether a contact that others gave has the ID of its address or key. That matters before anything is
+// said to the member: the address also decides with which key of Options.Trust a message is sealed, if with any.
+func (p *Peer) isBound(c member.Contact) bool {
+	if p.gateway == nil || c.Dialect == member.Native {
+		return c.Verify(p.o.Binding) == nil
+	}
+	// That of an original, or of who may be one; one that is bound to all interfaces takes 0.0.0.0 for its address.
+	all := netip.AddrPortFrom(netip.IPv4Unspecified(), c.Addr().Port())
+	return c.Addr().IsValid() && (c.ID == member.OfAddr(c.Addr()) || c.ID == member.OfAddr(all)) || c.Verify(p.o.Binding) == nil
 }
 
 func (p *Peer) lookup(ctx context.Context, key Hash, o ring.LookupOptions) (wire.Found, error) {
@@ -530,5 +543,10 @@ func (c *copies) forget(from Hash, tag wire.Tag) {
 	defer c.mu.Unlock()
 	key := copyKey{from, tag}
 	delete(c.seen, key)
-	c.order = slices.DeleteFunc(c.order, func(k copyKey) bool { return k == key })
+	for i := len(c.order) - 1; i >= 0; i-- { // it is one of the last
+		if c.order[i] == key {
+			c.order = slices.Delete(c.order, i, i+1)
+			return
+		}
+	}
 }
