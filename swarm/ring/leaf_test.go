@@ -92,6 +92,35 @@ func TestLeavesAreFoundThroughTheirHosts(t *testing.T) {
 	})
 }
 
+// The owner of a leaf's place may have joined a moment ago, and not know it yet: those who did before it are asked.
+func TestLeafIsFoundBesideANewOwner(t *testing.T) {
+	bubble(t, 8, func(t *testing.T, s *ringtest.Swarm) {
+		l := addLeaf(t, s)
+		before := s.Owner(l.ID())
+		for range 100 {
+			if s.Owner(l.ID()) != before {
+				break
+			}
+			if _, err := s.Add(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, m := range s.Live() {
+			if m.ID() == s.Owner(l.ID()) && (m.ID() == before || len(m.Leaves()) > 0) {
+				t.Fatal("there is no new owner without the leaf")
+			}
+		}
+		if _, err := s.Random().FindLeaf(t.Context(), s.Key()); !errors.Is(err, ring.ErrNotFound) {
+			t.Errorf("nobody is found: %v", err)
+		}
+		for _, m := range s.Live() {
+			if c, err := m.FindLeaf(t.Context(), l.ID()); err != nil || c.ID != l.ID() || !c.Leaf || len(c.Hosts) == 0 {
+				t.Errorf("from %s: %v, %v", m.ID().Short(), c, err)
+			}
+		}
+	})
+}
+
 func TestLeafLeaves(t *testing.T) {
 	bubble(t, 5, func(t *testing.T, s *ringtest.Swarm) {
 		l := addLeaf(t, s)
