@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
@@ -221,15 +222,15 @@ func (m *swarmNode) Write(b []byte) (int, error) {
 			m.net.t.Errorf("%s says %q: %v", m.host, line, err)
 		}
 		m.part = rest
-		switch {
-		case l.Event == "":
+		switch l.Event {
+		case "":
 			if c := m.wait[l.Re]; c != nil {
 				c <- l
 				delete(m.wait, l.Re)
 			}
-		case l.Event == "ready":
+		case "ready":
 			m.ready = &l
-		case l.Event == "recv":
+		case "recv":
 			m.heard = append(m.heard, l)
 		default:
 			m.events = append(m.events, l)
@@ -274,9 +275,7 @@ func (m *swarmNode) start(op string, arguments map[string]any) <-chan swarmLine 
 	defer m.writing.Unlock()
 	m.seq++
 	command := map[string]any{"seq": m.seq, "op": op}
-	for name, value := range arguments {
-		command[name] = value
-	}
+	maps.Copy(command, arguments)
 	line, err := json.Marshal(command)
 	if err != nil {
 		m.t.Fatal(err)
