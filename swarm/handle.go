@@ -23,7 +23,7 @@ import (
 // Bounds on what strangers and members can make this peer do at a time.
 const (
 	maxHalfOpen        = 256             // connections that have not said who they are
-	maxHalfOpenPerHost = 32              // of them from one host
+	maxHalfOpenPerHost = 64              // of them from one host
 	handshakeTimeout   = 5 * time.Second // for all of it
 	maxRequests        = 64              // requests of one member under way
 )

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/seed5728abee/fathom/nat"
@@ -195,23 +196,29 @@ func (p *Peer) reach(ctx context.Context, to member.Contact) (*session, error) {
 			through <- result{s, err}
 		})
 	}
-	ways := 1
-	if to.Leaf { // its addresses are good on its own LAN, at most: do not wait for them to fail
-		ways++
-		if !goThrough() {
-			return nil, net.ErrClosed
-		}
+	pending := 1 // ways that have not failed yet
+	wait := detourAfter
+	if to.Leaf {
+		wait = 0 // its addresses are good on its own LAN, at most
 	}
+	detour := time.NewTimer(wait)
+	defer detour.Stop()
 	var failures []error
-	for ; ways > 0; ways-- {
+	for pending > 0 {
 		var r result
 		select {
+		case <-detour.C:
+			if goThrough() {
+				pending++
+			}
+			continue
 		case r = <-direct:
-			if r.err != nil && !errors.Is(r.err, errIsOriginal) && !to.Leaf {
-				ways++
-				if !goThrough() {
-					return nil, net.ErrClosed
-				}
+			switch {
+			case r.err == nil || errors.Is(r.err, errIsOriginal) || !detour.Stop():
+			case !to.Leaf && errors.Is(r.err, errNobody):
+				// The host is there and the member is not: others do not find it either.
+			case goThrough():
+				pending++
 			}
 		case r = <-through:
 		case <-ctx.Done():
@@ -221,9 +228,16 @@ func (p *Peer) reach(ctx context.Context, to member.Contact) (*session, error) {
 			return r.s, r.err
 		}
 		failures = append(failures, r.err)
+		pending--
 	}
 	return nil, fmt.Errorf("%s: %w: %w", to, wire.ErrUnreachable, errors.Join(failures...))
 }
+
+// detourAfter is how long a member's own addresses have for themselves, before its hosts and others are asked as well.
+const detourAfter = time.Second
+
+// errNobody says that the hosts at all addresses of a member are there, and the member is not.
+var errNobody = fmt.Errorf("%w: nobody listens there", wire.ErrUnreachable)
 
 // dialDirect tries the addresses of a member, one more every dialStagger, until one answers.
 func (p *Peer) dialDirect(ctx context.Context, to member.Contact) (*session, error) {
@@ -269,7 +283,11 @@ func (p *Peer) dialDirect(ctx context.Context, to member.Contact) (*session, err
 			}
 			failures = append(failures, r.err)
 			if failed++; failed == len(addrs) {
-				return nil, fmt.Errorf("%w: %w", wire.ErrUnreachable, errors.Join(failures...))
+				cause := wire.ErrUnreachable
+				if !slices.ContainsFunc(failures, func(err error) bool { return !errors.Is(err, syscall.ECONNREFUSED) }) {
+					cause = errNobody
+				}
+				return nil, fmt.Errorf("%w: %w", cause, errors.Join(failures...))
 			}
 			next.Reset(0)
 		}
