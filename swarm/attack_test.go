@@ -327,13 +327,18 @@ func TestLinksAreBounded(t *testing.T) {
 				}
 				links = append(links, v.dial(t, p))
 			}
-			for _, s := range links[c.want:] {
-				select {
-				case <-s.Done():
-				case <-time.After(20 * time.Second):
-					t.Fatal("one too many is kept")
+			// Which of them come too late is for the peer's scheduler to say.
+			eventually(t, "those too many are ended", func() bool {
+				ended := 0
+				for _, s := range links {
+					select {
+					case <-s.Done():
+						ended++
+					default:
+					}
 				}
-			}
+				return ended >= len(links)-c.want
+			})
 			if n := count(); n != c.want {
 				t.Errorf("%d links, want %d", n, c.want)
 			}
