@@ -89,17 +89,24 @@ func TestDocumentedCommands(t *testing.T) {
 	}
 }
 
-// TestReadmeProgram compiles the programs of the README, as a stranger would who pastes them.
-func TestReadmeProgram(t *testing.T) {
-	programs := blocks(documents(t)["README.md"], "go")
-	if len(programs) == 0 {
+// TestDocumentedPrograms compiles the programs of the documents, as a stranger would who pastes them.
+func TestDocumentedPrograms(t *testing.T) {
+	var names, programs []string
+	for name, text := range documents(t) {
+		for _, block := range blocks(text, "go") {
+			if strings.HasPrefix(block, "package main\n") {
+				names, programs = append(names, name), append(programs, block)
+			}
+		}
+	}
+	if !slices.Contains(names, "README.md") {
 		t.Fatal("README.md shows no program")
 	}
 	root, err := filepath.Abs(".")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, program := range programs {
+	for i, program := range programs {
 		// The overlay makes a folder of the module that is not there.
 		dir := t.TempDir()
 		source, overlay := filepath.Join(dir, "main.go"), filepath.Join(dir, "overlay.json")
@@ -116,7 +123,7 @@ func TestReadmeProgram(t *testing.T) {
 		}
 		out, err := exec.Command("go", "build", "-overlay", overlay, "-o", os.DevNull, "./readme_program").CombinedOutput()
 		if err != nil {
-			t.Errorf("README.md: %v\n%s\n%s", err, out, program)
+			t.Errorf("%s: %v\n%s\n%s", names[i], err, out, program)
 		}
 	}
 }
