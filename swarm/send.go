@@ -315,7 +315,7 @@ func (p *Peer) Lookup(ctx context.Context, key Hash, o LookupOptions) (Result, e
 	if err != nil {
 		return Result{}, fmt.Errorf("look up %s: %w", key.Short(), err)
 	}
-	r := Result{Owner: memberOf(f.Owner), Hops: int(f.Hops), Path: f.Path, Took: time.Since(began)}
+	r := Result{Owner: memberOf(f.Owner), Hops: int(min(f.Hops, wire.MaxPath)), Path: f.Path, Took: time.Since(began)}
 	if len(f.Leaf) > 0 {
 		leaf := memberOf(f.Leaf[0])
 		r.Leaf = &leaf
