@@ -502,6 +502,9 @@ func (p *Peer) deliver(from member.Contact, data []byte, isBroadcast bool) error
 	}
 	if !p.inbox.wait(m, patience) {
 		p.counters.dropped.Add(1)
+		if p.ctx.Err() != nil {
+			return net.ErrClosed
+		}
 		return ErrQueueFull
 	}
 	p.counters.received.Add(1)
