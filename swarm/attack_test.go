@@ -82,6 +82,7 @@ func (v *villain) Message(*link.Session, []byte) error {
 	}
 	return nil
 }
+
 func (v *villain) Stream(_ *link.Session, _ []byte, c net.Conn) error {
 	if v.streams != nil {
 		v.streams <- c
@@ -180,8 +181,17 @@ func TestAllRequestsAreKnown(t *testing.T) {
 	v := newVillain(closedPort(t))
 	s := &session{peer: p, contact: v.hello.contact}
 	for _, m := range []wire.Message{
-		wire.Ping{}, wire.State{}, wire.Lookup{}, wire.Step{}, wire.Fetch{}, wire.Push{}, wire.Want{}, wire.Offer{}, wire.Notify{},
-		wire.Attach{}, wire.Store{},
+		wire.Ping{},
+		wire.State{},
+		wire.Lookup{},
+		wire.Step{},
+		wire.Fetch{},
+		wire.Push{},
+		wire.Want{},
+		wire.Offer{},
+		wire.Notify{},
+		wire.Attach{},
+		wire.Store{},
 	} {
 		if refused, ok := p.answer(context.Background(), s, m).(wire.Refused); ok && refused.Code == wire.Unsupported {
 			t.Errorf("%s: %v", m.Kind(), refused)
