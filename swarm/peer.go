@@ -325,13 +325,21 @@ func (p *Peer) Disconnect(ctx context.Context) error {
 		}
 	}
 	p.mu.Lock()
+	was := p.connected
 	p.connected = false
 	p.mu.Unlock()
+	if was || !p.alone() {
+		p.withdrawName(ctx)
+	}
 	return p.node().Leave(ctx)
 }
 
 // leaveTimeout bounds how long Close waits for neighbours to hear of it.
 const leaveTimeout = 2 * time.Second
+
+// settleTimeout bounds how long Close waits for originals to take the broadcasts that this peer is to hand them: they read
+// half a kilobyte per second.
+const settleTimeout = 5 * time.Second
 
 // Close leaves the swarm, gives back the port mapping, ends all links, and waits for all that the peer has started. Calls
 // that wait return [net.ErrClosed]; messages that have arrived can still be fetched.
@@ -345,6 +353,11 @@ func (p *Peer) Close() error {
 	bound := p.bound
 	p.mu.Unlock()
 	if bound {
+		if p.gateway != nil {
+			ctx, cancel := context.WithTimeout(context.Background(), settleTimeout)
+			p.gateway.Settle(ctx)
+			cancel()
+		}
 		ctx, cancel := context.WithTimeout(context.Background(), leaveTimeout)
 		if err := p.Disconnect(ctx); err != nil && !errors.Is(err, net.ErrClosed) {
 			p.log.Debug("leave", "error", err)

@@ -469,19 +469,25 @@ func (p *Peer) findName(ctx context.Context, name string) (member.Contact, error
 	if len(claims) == 0 {
 		return member.Contact{}, ErrNoSuchMember
 	}
-	if len(claims) > 1 {
+	// A record tells who it is; where to find a member changes, and whether it is there at all, the ring knows. Records of
+	// those who are gone stay until they expire.
+	var there []member.Contact
+	for _, r := range claims {
+		if c, err := p.findID(ctx, r.Contact.ID, lookupPlain); err == nil {
+			there = append(there, c)
+		}
+	}
+	switch {
+	case len(there) == 0:
+		return claims[0].Contact, nil
+	case len(there) > 1:
 		c := Conflict{Kind: "name", Subject: record.Key(name)}
-		for _, r := range claims {
-			c.Between = append(c.Between, r.Contact.ID)
+		for _, m := range there {
+			c.Between = append(c.Between, m.ID)
 		}
 		p.conflict(c)
 	}
-	found := claims[0].Contact
-	// The record tells who it is; where to find a member changes, and the ring knows it.
-	if fresh, err := p.findID(ctx, found.ID, lookupPlain); err == nil {
-		return fresh, nil
-	}
-	return found, nil
+	return there[0], nil
 }
 
 // copies remembers messages that come by several ways, so that each is delivered once.
@@ -543,10 +549,7 @@ func (c *copies) forget(from Hash, tag wire.Tag) {
 	defer c.mu.Unlock()
 	key := copyKey{from, tag}
 	delete(c.seen, key)
-	for i := len(c.order) - 1; i >= 0; i-- { // it is one of the last
-		if c.order[i] == key {
-			c.order = slices.Delete(c.order, i, i+1)
-			return
-		}
+	if i := slices.Index(c.order, key); i >= 0 {
+		c.order = slices.Delete(c.order, i, i+1)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"slices"
 	"testing"
 	"time"
@@ -17,6 +18,7 @@ import (
 	"golang.org/x/net/nettest"
 
 	"github.com/seed5728abee/fathom/swarm"
+	"github.com/seed5728abee/fathom/swarm/cicada/cicadatest"
 	"github.com/seed5728abee/fathom/swarm/member"
 )
 
@@ -508,4 +510,55 @@ func TestMerge(t *testing.T) {
 			t.Fatal("still two rings after 40 s")
 		}
 	}
+}
+
+// Who comes back under its name with another key has it, whether it left in good order or not.
+func TestNameComesBack(t *testing.T) {
+	t.Parallel()
+	ctx := timeout(t, 30*time.Second)
+	peers := newSwarm(t, 3, open)
+	for i := range 3 {
+		carol := newPeer(t, swarm.Options{Name: "carol"})
+		if err := carol.Connect(ctx, peers[0].Addr().String()); err != nil {
+			t.Fatal(err)
+		}
+		text := fmt.Sprint("to carol ", i)
+		waitFor(t, text, func() bool { return peers[1].Send(ctx, swarm.ToName("carol"), []byte(text)) == nil })
+		if m, err := carol.Recv(ctx); err != nil || string(m.Data) != text {
+			t.Errorf("%q, %v", m.Data, err)
+		}
+		carol.Close()
+	}
+	if n := peers[1].Counters().Conflicts; n != 0 {
+		t.Errorf("%d conflicts", n)
+	}
+}
+
+// Originals keep no records: names are found all the same.
+func TestNamesBesideOriginals(t *testing.T) {
+	if testing.Short() {
+		t.Skip("originals take their time")
+	}
+	t.Parallel()
+	ctx := timeout(t, 60*time.Second)
+	first := newPeer(t, swarm.Options{Name: "first"})
+	for range 2 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		o := cicadatest.New(l, cicadatest.Options{Dial: func(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "tcp4", to.String())
+		}})
+		t.Cleanup(o.Close)
+		if err := o.Join(ctx, first.Addr()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	second := newPeer(t, swarm.Options{Name: "second"})
+	if err := second.Connect(ctx, first.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "first finds second", func() bool { return first.Send(ctx, swarm.ToName("second"), []byte("x")) == nil })
+	waitFor(t, "second finds first", func() bool { return second.Send(ctx, swarm.ToName("first"), []byte("y")) == nil })
 }

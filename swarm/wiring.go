@@ -95,6 +95,15 @@ func (c currentNode) Handle(ctx context.Context, from member.Contact, request wi
 
 // publishName keeps the peer's name in the swarm, and, where IDs do not tell it, the address it is known by.
 func (p *Peer) publishName(ctx context.Context) {
+	for _, name := range p.names() {
+		if err := p.publish(ctx, name, recordLife); err != nil {
+			p.log.Warn("publish", "name", name, "error", err)
+		}
+	}
+}
+
+// names are what the peer is to be found under.
+func (p *Peer) names() []string {
 	names := make([]string, 0, 2)
 	if p.o.Name != "" {
 		names = append(names, p.o.Name)
@@ -102,9 +111,14 @@ func (p *Peer) publishName(ctx context.Context) {
 	if addr := p.Addr(); p.o.Binding == member.ByKey && addr.IsValid() {
 		names = append(names, addr.String())
 	}
-	for _, name := range names {
-		if err := p.publish(ctx, name); err != nil {
-			p.log.Warn("publish", "name", name, "error", err)
+	return names
+}
+
+// withdrawName replaces the records of a peer that leaves by ones that are about to expire.
+func (p *Peer) withdrawName(ctx context.Context) {
+	for _, name := range p.names() {
+		if err := p.publish(ctx, name, withdrawnLife); err != nil {
+			p.log.Debug("withdraw", "name", name, "error", err)
 		}
 	}
 }
@@ -112,12 +126,15 @@ func (p *Peer) publishName(ctx context.Context) {
 // recordLife is how long a name stays without being renewed; it is renewed every publishInterval.
 const recordLife = time.Hour
 
-func (p *Peer) publish(ctx context.Context, name string) error {
+// withdrawnLife is how long one stays that was withdrawn: long enough to arrive.
+const withdrawnLife = time.Second
+
+func (p *Peer) publish(ctx context.Context, name string, life time.Duration) error {
 	name, err := record.Normal(name)
 	if err != nil {
 		return err
 	}
-	b, err := record.Sign(record.Record{Name: name, Contact: p.contact(), Expires: time.Now().Add(recordLife)}, p.identity)
+	b, err := record.Sign(record.Record{Name: name, Contact: p.contact(), Expires: time.Now().Add(life)}, p.identity)
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ package broadcast_test
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -26,7 +27,7 @@ func (w *world) leaf(i int) *node {
 	for _, h := range c.Hosts {
 		host := w.byID[h.ID]
 		w.mu.Lock()
-		host.leaves = append(host.leaves[:len(host.leaves):len(host.leaves)], c)
+		host.leaves = append(slices.Clip(host.leaves), c)
 		w.mu.Unlock()
 		// Leaves keep a link to their hosts, which is the only way to them.
 		if _, err := w.port(c.ID).Call(w.t.Context(), h, wire.Want{}); err != nil {

@@ -5,7 +5,6 @@ package broadcast_test
 
 import (
 	"context"
-	"errors"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -73,18 +72,6 @@ func (n *node) spreads(tag wire.Tag) int {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.spread[tag]
-}
-
-// reported returns the incidents whose error wraps one.
-func (n *node) reported(err error) (list []broadcast.Incident) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	for _, i := range n.incidents {
-		if errors.Is(i.Err, err) {
-			list = append(list, i)
-		}
-	}
-	return list
 }
 
 const listLength = 8

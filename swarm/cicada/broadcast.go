@@ -227,9 +227,27 @@ func (g *Gateway) Spread(tag wire.Tag, origin member.ID, payload []byte, except 
 	}
 	visited := g.visited(tag, origin, targets, except)
 	for _, id := range targets {
-		g.background(func(ctx context.Context) {
+		g.spreading.Add(1)
+		if !g.background(func(ctx context.Context) {
+			defer g.spreading.Add(-1)
 			g.spreadTo(ctx, id, Body{Broadcast: true, Visited: visited, Payload: payload})
-		})
+		}) {
+			g.spreading.Add(-1)
+		}
+	}
+}
+
+// Settle waits until the broadcasts that were given to Spread are with the originals, or ctx ends: nobody else sees to
+// them when this member leaves.
+func (g *Gateway) Settle(ctx context.Context) {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for g.spreading.Load() > 0 {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 

@@ -40,11 +40,12 @@ const maxPeers = 4096
 
 // A Gateway speaks for one native member to all the originals that it meets. It is safe for concurrent use.
 type Gateway struct {
-	o      Options
-	ctx    context.Context
-	cancel context.CancelFunc
-	owned  sync.WaitGroup // connections that we dialled, copies of broadcasts under way
-	memory atomic.Int64
+	o         Options
+	ctx       context.Context
+	cancel    context.CancelFunc
+	owned     sync.WaitGroup // connections that we dialled, copies of broadcasts under way
+	memory    atomic.Int64
+	spreading atomic.Int64 // copies of broadcasts on their way to originals
 
 	mu               sync.Mutex // guards all below, and what is said so of conn and peer
 	done             bool

@@ -141,7 +141,7 @@ func (c Contact) Verify(b Binding) error {
 		if len(c.Key) == 0 || c.ID != OfKey(c.Key) {
 			return ErrUnbound
 		}
-	case len(c.Addrs) == 0 || c.ID != OfAddr(c.Addrs[0]) && !(c.Dialect == Original && c.ID == ofAnyAddr(c.Addrs[0])):
+	case len(c.Addrs) == 0 || c.ID != OfAddr(c.Addrs[0]) && (c.Dialect != Original || c.ID != ofAnyAddr(c.Addrs[0])):
 		return ErrUnbound
 	}
 	return nil

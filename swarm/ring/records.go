@@ -26,27 +26,46 @@ type handover struct {
 	previous member.ID          // the member before it when they were given
 }
 
+// maxOriginals is how many originals in a row a record's way leads past.
+const maxOriginals = 32
+
+// keeper returns the member that has the records under a key: its owner, or, since originals keep nothing, the first
+// native member after that.
+func (n *Node) keeper(ctx context.Context, key member.ID) (member.Contact, error) {
+	for range maxOriginals {
+		found, err := n.Lookup(ctx, key, LookupOptions{})
+		if err != nil {
+			return member.Contact{}, err
+		}
+		if found.Owner.Dialect == member.Native || found.Owner.ID == n.table.self {
+			return found.Owner, nil
+		}
+		key = found.Owner.ID.After(0)
+	}
+	return member.Contact{}, fmt.Errorf("%w: originals only", ErrNotFound)
+}
+
 // Put stores a record at the owner of its key and the members after that.
 func (n *Node) Put(ctx context.Context, key member.ID, record []byte) error {
 	var err error
 	for range lookupAttempts + 1 {
-		var found Result
-		if found, err = n.Lookup(ctx, key, LookupOptions{}); err != nil {
+		var owner member.Contact
+		if owner, err = n.keeper(ctx, key); err != nil {
 			return fmt.Errorf("put: %w", err)
 		}
-		if found.Owner.ID == n.table.self {
+		if owner.ID == n.table.self {
 			if answer, refused := n.handleStore(wire.Store{Record: record}).(wire.Refused); refused {
 				return fmt.Errorf("put: %w", answer)
 			}
 			return nil
 		}
-		if _, err = call[wire.Stored](ctx, n, found.Owner, wire.Store{Record: record}); err == nil {
+		if _, err = call[wire.Stored](ctx, n, owner, wire.Store{Record: record}); err == nil {
 			return nil
 		}
 		if ctx.Err() != nil {
 			break
 		}
-		n.doubt(ctx, found.Owner, err)
+		n.doubt(ctx, owner, err)
 	}
 	return fmt.Errorf("put: %w", err)
 }
@@ -54,12 +73,12 @@ func (n *Node) Put(ctx context.Context, key member.ID, record []byte) error {
 // Get returns the records under a key, unchecked, from its owner, or from one of the members after it when the owner
 // has none.
 func (n *Node) Get(ctx context.Context, key member.ID) ([][]byte, error) {
-	found, err := n.Lookup(ctx, key, LookupOptions{})
+	owner, err := n.keeper(ctx, key)
 	if err != nil {
 		return nil, fmt.Errorf("get: %w", err)
 	}
 	var around wire.Neighbours
-	if found.Owner.ID == n.table.self {
+	if owner.ID == n.table.self {
 		if n.o.Records != nil {
 			if list := n.o.Records.Get(key); len(list) > 0 {
 				return list, nil
@@ -67,11 +86,11 @@ func (n *Node) Get(ctx context.Context, key member.ID) ([][]byte, error) {
 		}
 		around = n.neighbours()
 	} else {
-		answer, err := call[wire.Records](ctx, n, found.Owner, wire.Fetch{Key: key})
+		answer, err := call[wire.Records](ctx, n, owner, wire.Fetch{Key: key})
 		if err == nil && len(answer.Records) > 0 {
 			return answer.Records, nil
 		}
-		if around, err = call[wire.Neighbours](ctx, n, found.Owner, wire.State{}); err != nil {
+		if around, err = call[wire.Neighbours](ctx, n, owner, wire.State{}); err != nil {
 			return nil, fmt.Errorf("get: %w", err)
 		}
 	}
@@ -97,8 +116,14 @@ func (n *Node) handleStore(m wire.Store) wire.Message {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if before := n.table.before; len(before) > replicas && !key.In(before[replicas].contact.ID, n.self.ID) {
-		return wire.Refused{Code: wire.NotOwner}
+	natives := 0
+	for _, e := range n.table.before {
+		if e.contact.Dialect != member.Native {
+			continue
+		}
+		if natives++; natives > replicas && !key.In(e.contact.ID, n.self.ID) {
+			return wire.Refused{Code: wire.NotOwner}
+		}
 	}
 	if n.table.owns(key) && len(n.handover.fresh) < maxReplication {
 		n.handover.fresh = append(n.handover.fresh, m.Record)
