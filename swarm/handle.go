@@ -513,11 +513,11 @@ func (p *Peer) deliver(from member.Contact, data []byte, isBroadcast bool) error
 
 func (p *Peer) conflict(c Conflict) {
 	p.counters.conflicts.Add(1)
-	text := "copies differ: somebody on the way lies"
 	if c.Kind == "name" {
-		text = "several members have the same name"
+		p.log.Warn("several members have the same name", "place", c.Subject.Short())
+	} else {
+		p.log.Warn("copies differ: somebody on the way lies", "kind", c.Kind, "subject", c.Subject.Short())
 	}
-	p.log.Warn(text, "kind", c.Kind, "subject", c.Subject.Short())
 	if hook := p.o.Hooks.Conflict; hook != nil {
 		hook(c)
 	}
