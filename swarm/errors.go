@@ -16,7 +16,7 @@ var (
 	// ErrBound says that the peer is bound already.
 	ErrBound = errors.New("the peer is bound already")
 	// ErrConnected says that the peer is in a swarm already.
-	ErrConnected = errors.New("the peer is connected already: call Disconnect first")
+	ErrConnected = errors.New("the peer is in a swarm already: it has to leave that one first")
 	// ErrNoEntry says that none of the addresses given to Connect led into a swarm.
 	ErrNoEntry = errors.New("no entry into the swarm")
 	// ErrAlone says that there is nobody else to send to.

@@ -237,7 +237,7 @@ func (p *Peer) reach(ctx context.Context, to member.Contact) (*session, error) {
 const detourAfter = time.Second
 
 // errNobody says that the hosts at all addresses of a member are there, and the member is not.
-var errNobody = fmt.Errorf("%w: nobody listens there", wire.ErrUnreachable)
+var errNobody = errors.New("nobody listens there")
 
 // dialDirect tries the addresses of a member, one more every dialStagger, until one answers.
 func (p *Peer) dialDirect(ctx context.Context, to member.Contact) (*session, error) {
@@ -252,7 +252,7 @@ func (p *Peer) dialDirect(ctx context.Context, to member.Contact) (*session, err
 		return slices.Contains(own, a) || a.Addr().IsUnspecified() || a.Addr().IsMulticast() || !p.mayDial(a.Addr())
 	})
 	if len(addrs) == 0 {
-		return nil, fmt.Errorf("%w: it has no address", wire.ErrUnreachable)
+		return nil, errors.New("it has no address")
 	}
 	results := make(chan result, len(addrs))
 	next := time.NewTimer(0)
@@ -283,11 +283,11 @@ func (p *Peer) dialDirect(ctx context.Context, to member.Contact) (*session, err
 			}
 			failures = append(failures, r.err)
 			if failed++; failed == len(addrs) {
-				cause := wire.ErrUnreachable
+				err := errors.Join(failures...)
 				if !slices.ContainsFunc(failures, func(err error) bool { return !errors.Is(err, syscall.ECONNREFUSED) }) {
-					cause = errNobody
+					return nil, fmt.Errorf("%w: %w", errNobody, err)
 				}
-				return nil, fmt.Errorf("%w: %w", cause, errors.Join(failures...))
+				return nil, err
 			}
 			next.Reset(0)
 		}

@@ -52,7 +52,7 @@ type Counters struct {
 // A State is what a peer knows about itself and its part of the ring.
 type State struct {
 	Self      Member
-	Connected bool
+	Connected bool // to others: the first peer of a swarm is as soon as somebody joins
 	// Predecessors and Successors are the neighbours on the ring, nearest first; Hosts those of a leaf.
 	Predecessors, Successors, Hosts []Member
 	// Forward and Backward are the fingers: the owners of the places 2^i after and before this peer's.
@@ -86,7 +86,7 @@ func (p *Peer) State() State {
 	}
 	snap := p.node().Snapshot()
 	s := State{
-		Self: p.Self(), Connected: p.isConnected(),
+		Self: p.Self(), Connected: p.isConnected() || !p.alone(),
 		Predecessors: membersOf(snap.Predecessors), Successors: membersOf(snap.Successors), Hosts: membersOf(snap.Self.Hosts),
 		Forward: fingersOf(snap.FingersAhead), Backward: fingersOf(snap.FingersBack), Leaves: membersOf(snap.Leaves),
 		Mapping: p.mapper.state(), Pending: p.Pending(), Counters: p.Counters(),

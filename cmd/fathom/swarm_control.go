@@ -106,6 +106,13 @@ func decodeSwarmCommand(line []byte) (swarmCommand, error) {
 		if json.Unmarshal(line, &head) != nil {
 			head.Seq = nil
 		}
+		if kind, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+			if kind.Field == "" {
+				err = fmt.Errorf("want a JSON object, not a JSON %s", kind.Value)
+			} else {
+				err = fmt.Errorf("%s cannot be a JSON %s", kind.Field, kind.Value)
+			}
+		}
 		return swarmCommand{Seq: head.Seq}, fmt.Errorf("cannot read the command: %w", err)
 	}
 	return c, nil
