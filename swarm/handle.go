@@ -401,7 +401,9 @@ func (s *session) Request(l *link.Session, body []byte, reply func([]byte)) {
 		reply(wire.Append(nil, wire.Refused{Code: wire.Invalid, Reason: err.Error()}))
 		return
 	}
-	reply(wire.Append(nil, s.peer.answer(s.peer.ctx, s, m)))
+	answer := wire.Append(nil, s.peer.answer(s.peer.ctx, s, m))
+	s.peer.hookSend(s, answer)
+	reply(answer)
 }
 
 // answer handles a request.
