@@ -51,7 +51,7 @@ test: deps ## install what the tests use (as root, through apt-get), then run ev
 
 .PHONY: test-rootless
 test-rootless: ## run the tests that promise to need no root as an ordinary user
-	@GO="$(GO)" tools/rootless test $(call here,$(ROOTLESS))
+	@GO="$(GO)" TIMED='$(TIMED)' tools/rootless test $(call here,$(ROOTLESS))
 
 # In the store it is SQLite, translated from C, that the detector would follow for a minute and more; make race RACE_ALL=1 has it too.
 RACE_NOT := /fathom$$|/cmd/|/examples/|/export$$$(if $(RACE_ALL),,|/store$$)
