@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http/httptest"
 	"os"
+	"regexp"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -139,12 +140,19 @@ func value[T any](b *tab, expression string) T {
 	return v
 }
 
+// navigated is what the browser says of a page that gave way to the next one while it was asked.
+var navigated = regexp.MustCompile(`navigated or closed|context was destroyed|Cannot find context`)
+
 // until waits until an expression in the page is true.
 func (b *tab) until(expression string) {
 	b.t.Helper()
 	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(30 * time.Millisecond) {
-		if value[bool](b, "Boolean(document.body && ("+expression+"))") {
+		is, err := chromedp.Run(b.ctx, chromedp.Evaluate[bool]("Boolean(document.body && ("+expression+"))"))
+		switch {
+		case err == nil && is:
 			return
+		case err != nil && !navigated.MatchString(err.Error()):
+			b.t.Fatalf("%s: %v", expression, err)
 		}
 	}
 	b.picture("stuck")
