@@ -149,7 +149,7 @@ func TestAskingBeforeProof(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		p.welcomeNative(t.Context(), theirs, Direct, member.Contact{})
+		p.welcomeNative(t.Context(), theirs)
 	}()
 	s, err := v.over(t, mine)
 	if err != nil {

@@ -158,14 +158,14 @@ func (p *Peer) welcome(ctx context.Context, conn net.Conn, settled func()) {
 	_ = conn.SetReadDeadline(time.Time{})
 	switch {
 	case first[0] == link.Magic:
-		p.welcomeNative(ctx, peeked, Direct, member.Contact{})
+		p.welcomeNative(ctx, peeked)
 	case first[0] == 'c' && p.gateway != nil:
 		upgraded, err := p.gateway.Accept(ctx, peeked, settled)
 		if err != nil {
 			p.log.Debug("connection in the original protocol", "from", conn.RemoteAddr(), "error", err)
 		}
 		if upgraded != nil {
-			p.welcomeNative(ctx, upgraded, Direct, member.Contact{})
+			p.welcomeNative(ctx, upgraded)
 		}
 	default:
 		p.counters.refused.Add(1)
@@ -173,12 +173,11 @@ func (p *Peer) welcome(ctx context.Context, conn net.Conn, settled func()) {
 	}
 }
 
-// welcomeNative makes a link of a connection that came in, and closes it if that fails. vouched is who a host says is
-// at the other end of a circuit.
-func (p *Peer) welcomeNative(ctx context.Context, conn net.Conn, how How, vouched member.Contact) {
+// welcomeNative makes a link of a connection that came in, and closes it if that fails.
+func (p *Peer) welcomeNative(ctx context.Context, conn net.Conn) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
-	s, err := p.secure(ctx, conn, wanted{how: how, via: vouched.ID})
+	s, err := p.secure(ctx, conn, wanted{how: Direct})
 	if err != nil {
 		p.counters.refused.Add(1)
 		p.log.Debug("link refused", "from", conn.RemoteAddr(), "error", err)
@@ -192,7 +191,7 @@ func (p *Peer) welcomeNative(ctx context.Context, conn net.Conn, how How, vouche
 		}
 		return
 	}
-	p.log.Debug("link up", "member", s.contact.String(), "how", how.String(), "inbound", true)
+	p.log.Debug("link up", "member", s.contact.String(), "how", s.how.String(), "inbound", true)
 }
 
 // wanted says what a link that is being made is for.

@@ -402,12 +402,7 @@ func (l *links) keyOf(id Hash) ed25519.PublicKey {
 	if s := l.live(id); s != nil {
 		return s.contact.Key
 	}
-	for _, c := range l.peer.node().Table() {
-		if c.ID == id {
-			return c.Key
-		}
-	}
-	return nil
+	return l.tabled(id).Key
 }
 
 // unseat ends the links to whoever had the address of a member before it: there is another key now.

@@ -80,7 +80,7 @@ func (m *mapper) notify(e nat.Event) {
 	})
 }
 
-// external returns the mapping as it is, nil if there is none.
+// state returns the mapping as it is, nil if there is none.
 func (m *mapper) state() *nat.State {
 	m.mu.Lock()
 	defer m.mu.Unlock()

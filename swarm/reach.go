@@ -94,16 +94,12 @@ func (r *reacher) candidates() []netip.AddrPort {
 			c.Close()
 		}
 	}
-	addrs, err := net.InterfaceAddrs()
+	addrs, err := punch.System.Addrs()
 	if err != nil {
 		r.peer.log.Warn("addresses of this machine", "error", err)
 	}
 	for _, a := range addrs {
-		if ipnet, ok := a.(*net.IPNet); ok {
-			if addr, ok := netip.AddrFromSlice(ipnet.IP); ok {
-				add(addr)
-			}
-		}
+		add(a)
 	}
 	if len(list) == 0 {
 		return loopback[:min(len(loopback), 1)]
@@ -116,15 +112,8 @@ func (r *reacher) isOwn(a netip.Addr) bool {
 	if r.bound.Addr() == a || a.IsLoopback() {
 		return true
 	}
-	addrs, _ := net.InterfaceAddrs()
-	return slices.ContainsFunc(addrs, func(n net.Addr) bool {
-		ipnet, ok := n.(*net.IPNet)
-		if !ok {
-			return false
-		}
-		own, ok := netip.AddrFromSlice(ipnet.IP)
-		return ok && own.Unmap() == a
-	})
+	addrs, _ := punch.System.Addrs()
+	return slices.Contains(addrs, a)
 }
 
 // Of addresses at which nobody answered.

@@ -4,7 +4,6 @@
 package swarm
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -104,7 +103,7 @@ func (p *Peer) State() State {
 		}
 	}
 	slices.SortFunc(s.Peers, func(a, b PeerState) int {
-		return cmp.Or(s.Self.ID.Distance(a.ID).Compare(s.Self.ID.Distance(b.ID)))
+		return s.Self.ID.Distance(a.ID).Compare(s.Self.ID.Distance(b.ID))
 	})
 	return s
 }
@@ -229,10 +228,14 @@ func (l *links) known(id Hash) member.Contact {
 		return m.contact
 	}
 	l.mu.Unlock()
-	for _, c := range l.peer.node().Table() {
-		if c.ID == id {
-			return c
-		}
+	return l.tabled(id)
+}
+
+// tabled returns the contact of a member in the ring's table: bare but for the ID when it is not there.
+func (l *links) tabled(id Hash) member.Contact {
+	table := l.peer.node().Table()
+	if i := slices.IndexFunc(table, func(c member.Contact) bool { return c.ID == id }); i >= 0 {
+		return table[i]
 	}
 	return member.Contact{ID: id}
 }
